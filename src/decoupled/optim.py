@@ -203,15 +203,25 @@ class _PaperOptimizer(torch.optim.Optimizer):
         self.schedule = schedule
         super().__init__(params, defaults)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "schedule": self.schedule}  # torch's own copies and pickles would lose it
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        super().add_param_group(param_group)
-        group = self.param_groups[-1]
+        """As for every torch optimizer; ValueError for a bad hyperparameter, before the group is taken in."""
+        wanted = {**self.defaults, **param_group}
         for name in ("lr", "weight_decay", "eps"):
-            if name in group and not 0 <= group[name] < math.inf:
-                raise ValueError(f"{name} must be a finite number >= 0, got {group[name]!r}")
-        for beta in group.get("betas", (group.get("momentum", 0.0),)):
-            if not 0 <= beta < 1:
-                raise ValueError(f"{'betas' if 'betas' in group else 'momentum'} must be in [0, 1), got {beta!r}")
+            if name in wanted and not (_is_number(wanted[name]) and 0 <= wanted[name] < math.inf):
+                raise ValueError(f"{name} must be a finite number >= 0, got {wanted[name]!r}")
+        if "momentum" in wanted and not (_is_number(wanted["momentum"]) and 0 <= wanted["momentum"] < 1):
+            raise ValueError(f"momentum must be in [0, 1), got {wanted['momentum']!r}")
+        if "betas" in wanted:
+            betas = wanted["betas"]
+            if not isinstance(betas, tuple | list) or len(betas) != 2:
+                raise ValueError(f"betas must be two numbers, got {betas!r}")
+            if not all(_is_number(beta) and 0 <= beta < 1 for beta in betas):
+                raise ValueError(f"betas must be in [0, 1), got {betas!r}")
+        super().add_param_group(param_group)
+        self.param_groups[-1].setdefault("step", 0)  # updates made; the schedule's argument, kept by state_dict
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -223,24 +233,29 @@ class _PaperOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        update = RULES[self.rule].update
+        rule = RULES[self.rule]
         for group in self.param_groups:
+            hyper = {letter: group[name] for name, letter in self.letters.items()}
+            if "betas" in group:
+                hyper["beta1"], hyper["beta2"] = group["betas"]
+            hyper["eta"] = self.schedule(group["step"]) if self.schedule else 1.0
+            group["step"] += 1
             for p in group["params"]:
                 if p.grad is None:
                     continue
                 if p.grad.is_sparse:
                     raise RuntimeError(f"{type(self).__name__} does not take sparse gradients")
                 state = self.state[p]
-                t = state.get("step", 0) + 1
-                buffers = {name: state[name] for name in RULES[self.rule].buffers if name in state}
-                eta = self.schedule(t - 1) if self.schedule else 1.0
-                hyper = {letter: group[name] for name, letter in self.letters.items()}
-                if "betas" in group:
-                    hyper["beta1"], hyper["beta2"] = group["betas"]
-                theta, buffers = update(p, p.grad, buffers, t, eta=eta, **hyper)
+                t = state.get("step", 0) + 1  # its own count: bias correction starts with a parameter's first gradient
+                buffers = {name: state[name] for name in rule.buffers if name in state}
+                theta, buffers = rule.update(p, p.grad, buffers, t, **hyper)
                 p.copy_(theta)
                 state.update(buffers, step=t)
         return loss
+
+
+def _is_number(x: object) -> bool:
+    return isinstance(x, int | float) and not isinstance(x, bool)
 
 
 class SGDW(_PaperOptimizer):

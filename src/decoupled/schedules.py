@@ -85,21 +85,23 @@ def parse(text: str, epochs: int, steps_per_epoch: int) -> Schedule:
 
     Raises ValueError with one line that says what is wrong and what is possible.
     """
+    if epochs < 1 or steps_per_epoch < 1:
+        raise ValueError(f"a schedule needs at least one epoch of one update, got {epochs} of {steps_per_epoch}")
     match = re.fullmatch(r"([a-z]+)(?:\(([^()]*)\))?", text.strip())
     name = match[1] if match else ""
     if match is None or name not in GRAMMAR:
         known = ", ".join(f"{n}({', '.join(a)})" if a else n for n, a in GRAMMAR.items())
         raise ValueError(f"unknown schedule {text!r}; known: {known}")
     try:
-        numbers = [float(part) for part in match[2].split(",")] if match[2] is not None else []
+        numbers = [float(part) for part in match[2].split(",")] if (match[2] or "").strip() else []
     except ValueError:
         raise ValueError(f"schedule {text!r}: its arguments must be numbers") from None
     wanted = GRAMMAR[name]
     enough = len(numbers) >= len(wanted) if any(a.startswith("*") for a in wanted) else len(numbers) == len(wanted)
     if not enough:
         raise ValueError(f"schedule {text!r}: {name} takes ({', '.join(wanted)})")
-    if any(not math.isfinite(x) or x <= 0 for x in numbers):
-        raise ValueError(f"schedule {text!r}: its numbers must be positive")
+    if any(not 0 < x < 1e9 for x in numbers):
+        raise ValueError(f"schedule {text!r}: its numbers must be positive and below 1e9")
     if name in ("step", "exponential", "staircase") and numbers[0] > 1:
         raise ValueError(f"schedule {text!r}: a factor above 1 would lift the multiplier out of [0, 1]")
 
