@@ -1,0 +1,289 @@
+"""What exists: one JSON file per finished run, and the compact Parquet files that are committed.
+
+A file is written under a temporary name, flushed to disk and renamed, so a crash at any instant leaves either no
+result or a whole one. Every file carries a checksum of its own content; one that does not match (or is no result at
+all) is moved to `quarantine/` with a message, and its run counts as missing.
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from decoupled import plan
+from decoupled.plan import SEMANTICS, RunConfig
+
+FORMAT = 1  # of the files, not of the numbers in them (that is plan.SEMANTICS)
+NUMBERS = ("test_error", "val_error", "train_loss", "diverged_step", "decay_first_step", "seconds")
+CURVES = ("loss_curve", "eval_epochs", "val_curve", "test_curve")
+PROVENANCE = ("device", "commit", "torch", "python", "fingerprint", "finished")
+CONFIG = tuple(RunConfig.__dataclass_fields__)
+COLUMNS = ("key", *CONFIG, *NUMBERS, *CURVES, *PROVENANCE)
+
+
+class Store:
+    """The results of one machine, in one folder."""
+
+    def __init__(self, folder: Path | str, say: Callable[[str], None] = print) -> None:
+        self.folder, self.say = Path(folder), say
+
+    def open_for_writing(self) -> None:
+        """Make the folder; OSError in one line if nothing can be written there."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            probe = self.folder / f".probe.{os.getpid()}"
+            probe.write_text("")
+            probe.unlink()
+        except OSError as err:
+            raise OSError(f"cannot write results into {self.folder}: {err.strerror or err}") from None
+
+    @contextlib.contextmanager
+    def sole_writer(self) -> Iterator[None]:
+        """Hold the store for one sweep at a time; OSError if another sweep has it. A killed sweep's hold is gone."""
+        import fcntl  # POSIX only, like make; readers do not need it
+
+        with open(self.folder / ".lock", "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise OSError(f"another sweep is writing into {self.folder}; wait for it or stop it") from None
+            yield
+
+    def keys(self) -> set[str]:
+        """Keys of the finished runs, by the names of their files."""
+        return {path.stem for path in self.folder.glob("*.json")}
+
+    def write(self, run: RunConfig, result: dict[str, Any], provenance: dict[str, Any]) -> Path:
+        """Store a finished run; the file is on the disk, whole, when this returns."""
+        content = {
+            "format": FORMAT,
+            "semantics": SEMANTICS,
+            "key": run.key(),
+            "config": run.to_dict(),
+            "result": result,
+            "provenance": provenance,
+        }
+        content = _without_nan(content)
+        content["checksum"] = _checksum(content)
+        target = self.folder / f"{run.key()}.json"
+        part = self.folder / f".{run.key()}.{os.getpid()}.part"
+        with open(part, "w") as file:
+            json.dump(content, file, allow_nan=False)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, target)
+        return target
+
+    def read(self, key: str) -> dict[str, Any]:
+        """The row of one run; ValueError, in one line, if the file is not a whole result of this format."""
+        path = self.folder / f"{key}.json"
+        try:
+            content = json.loads(path.read_bytes())
+            checksum = content.pop("checksum")
+            good = checksum == _checksum(content) and content["key"] == key
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+            good = False
+        if not good:
+            raise ValueError(f"{path} is not a whole result (its checksum does not match)")
+        if content["format"] != FORMAT or content["semantics"] != SEMANTICS:
+            raise ValueError(
+                f"{path} has format {content['format']}, semantics {content['semantics']}: not this version"
+            )
+        row = {"key": key, **content["config"], **content["result"], **content["provenance"]}
+        return {name: _with_nan(name, row[name]) for name in COLUMNS}
+
+    def frame(self) -> pd.DataFrame:
+        """One row per finished run, sorted by key; bad files are put into quarantine/ with a message."""
+        rows = []
+        for key in sorted(self.keys()):
+            try:
+                rows.append(self.read(key))
+            except ValueError as err:
+                self._quarantine(key, str(err))
+        return as_frame(rows)
+
+    def _quarantine(self, key: str, why: str) -> None:
+        path = self.folder / f"{key}.json"
+        with contextlib.suppress(OSError):
+            (self.folder / "quarantine").mkdir(exist_ok=True)
+            os.replace(path, self.folder / "quarantine" / path.name)
+        self.say(f"{why}; moved to {self.folder / 'quarantine'}, the run counts as missing")
+
+
+def as_frame(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """Rows as a data frame with every column of COLUMNS, in that order."""
+    return pd.DataFrame(list(rows), columns=list(COLUMNS))
+
+
+def select(frame: pd.DataFrame, runs: Sequence[RunConfig]) -> pd.DataFrame:
+    """The rows of `frame` that belong to `runs`."""
+    return frame[frame["key"].isin({run.key() for run in runs})].reset_index(drop=True)
+
+
+def export(frame: pd.DataFrame, to: Path) -> tuple[Path, Path]:
+    """Write `frame` to `to` (.parquet, everything) and beside it as CSV (one line per run, without the curves)."""
+    if to.suffix != ".parquet":
+        raise ValueError(f"results are exported to a .parquet file, got {to}")
+    to.parent.mkdir(parents=True, exist_ok=True)
+    frame = frame.sort_values(["schedule", "algorithm", "alpha", "decay", "seed", "key"]).reset_index(drop=True)
+    tables = {
+        to: lambda part: frame.to_parquet(part, index=False, compression="zstd"),
+        to.with_suffix(".csv"): lambda part: frame.drop(columns=list(CURVES)).to_csv(part, index=False),
+    }
+    for target, write in tables.items():
+        part = target.with_name(f".{target.name}.part")
+        write(part)
+        os.replace(part, target)
+    return to, to.with_suffix(".csv")
+
+
+def load(path: Path) -> pd.DataFrame:
+    """The rows of an exported Parquet file.
+
+    Raises ValueError, in one line, for a file that is not one, for missing or unknown columns, and for a row whose
+    key is not that of its fields (it was made by other code, or changed by hand).
+    """
+    try:
+        frame = pd.read_parquet(path)
+    except Exception as err:  # pyarrow raises many kinds
+        raise ValueError(f"{path} is not a readable Parquet file: {str(err).splitlines()[0]}") from None
+    if wrong := sorted(set(COLUMNS) ^ set(frame.columns)):
+        raise ValueError(f"{path} has missing or unknown columns: {', '.join(wrong)}")
+    for row in frame[["key", *CONFIG]].to_dict("records"):
+        key = row.pop("key")
+        fields = {str(name): value.item() if isinstance(value, np.generic) else value for name, value in row.items()}
+        if RunConfig.from_dict(fields).key() != key:
+            raise ValueError(f"{path}: row {key} does not have the key of its fields; it is from another version")
+    for name in CURVES:
+        frame[name] = frame[name].map(lambda curve: np.asarray(curve).tolist())
+    return frame[list(COLUMNS)]
+
+
+def merge_into(store: Store, frame: pd.DataFrame) -> int:
+    """Add the rows of an exported frame to a store, leaving what is there; returns how many were new."""
+    store.open_for_writing()
+    have, new = store.keys(), 0
+    for row in frame.to_dict("records"):
+        if row["key"] in have:
+            continue
+        plain = {str(k): v.item() if isinstance(v, np.generic) else v for k, v in row.items()}
+        run = RunConfig.from_dict({name: plain[name] for name in CONFIG})
+        result = {name: plain[name] for name in (*NUMBERS, *CURVES)}
+        store.write(run, result, {name: plain[name] for name in PROVENANCE})
+        new += 1
+    return new
+
+
+def published(folder: Path = Path("data/results")) -> dict[str, pd.DataFrame]:
+    """The committed results by profile: {'cpu': frame, ...}, from data/results/PROFILE.parquet."""
+    return {path.stem: load(path) for path in sorted(folder.glob("*.parquet"))}
+
+
+def provenance(device: str, torch_version: str, fingerprint: str) -> dict[str, str]:
+    """What is recorded beside every result: where, when and by what code it was made."""
+    return {
+        "device": device,
+        "commit": commit(),
+        "torch": torch_version,
+        "python": ".".join(map(str, sys.version_info[:3])),
+        "fingerprint": fingerprint,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def commit() -> str:
+    """The commit of the code that runs, '+' appended if src/ differs from it; 'unknown' outside a checkout."""
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--", ".") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN and no infinity; both are stored as null."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _with_nan(name: str, value: Any) -> Any:
+    if name in CURVES:
+        return [math.nan if item is None else item for item in value]
+    return math.nan if value is None else value
+
+
+# --- what the book and the notebooks look at --------------------------------------------------------------------------
+
+
+class Results(NamedTuple):
+    """The committed results of one profile, and those of this machine."""
+
+    profile: str  # of the published results; '' if nothing is published
+    published: pd.DataFrame
+    local_profile: str  # of this machine's results; '' if there are none
+    local: pd.DataFrame
+
+
+def open_results(profile: str = "auto", local_folder: str = "data/runs", committed: str = "data/results") -> Results:
+    """The results that a page shows.
+
+    `auto` takes the best published profile, and this machine's profile with the most runs. ValueError, in one line,
+    for a profile that does not exist or a committed file that is damaged.
+    """
+    if profile not in ("auto", *plan.PROFILES):
+        raise ValueError(f"unknown profile {profile!r}; known: auto, {', '.join(plan.PROFILES)}")
+    shared = published(Path(committed))
+    ours = Store(local_folder).frame()
+    best = next((name for name in plan.RANK if name in shared), "") if profile == "auto" else profile
+    counts = {name: len(plan.rows(ours, name)) for name in (plan.PROFILES if profile == "auto" else (profile,))}
+    local = max(counts, key=lambda name: counts[name])
+    if not counts[local]:
+        local = ""
+    return Results(
+        best if best in shared else "",
+        plan.rows(shared[best], best) if best in shared else ours.iloc[:0],
+        local,
+        plan.rows(ours, local) if local else ours.iloc[:0],
+    )
+
+
+def origin(frame: pd.DataFrame) -> dict[str, str | int | float]:
+    """Who made these rows: texts and counts for captions. Several makers are joined by commas."""
+
+    def joined(name: str) -> str:
+        return ", ".join(sorted(map(str, frame[name].unique()))) or "none"
+
+    return {
+        "runs": len(frame),
+        "seeds": joined("seed"),
+        "hardware": joined("device"),
+        "commit": joined("commit"),
+        "dataset": {"cifar10": "CIFAR-10", "generated": "GENERATED images, not CIFAR-10"}.get(
+            joined("dataset"), joined("dataset")
+        ),
+        "torch": joined("torch"),
+        "hours": round(float(frame["seconds"].sum()) / 3600, 2),
+    }
