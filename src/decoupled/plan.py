@@ -178,13 +178,13 @@ PROFILES: dict[str, Profile] = {
         "minutes on two cores: 3,840 real training images, a network of 20 thousand parameters",
         {"train_size": 3840, "epochs": 20, "batch_size": 64, "augment": "flip", "network": "cnn", "width": 8},
         {
-            "sgd": Grid(doubling(0.2, range(4)), doubling(6.4e-2, (0, 2, 4, 6))),
+            "sgd": Grid(doubling(0.2, range(4)), doubling(3.2e-2, (0, 2, 4, 6))),
             "sgdw": Grid(doubling(0.2, range(4)), doubling(1.6e-2, (0, 2, 4, 6))),
-            "adam": Grid(doubling(1.6e-2, range(4)), doubling(6.4e-2, (0, 2, 4, 6))),
+            "adam": Grid(doubling(1.6e-2, range(4)), doubling(3.2e-2, (0, 2, 4, 6))),
             "adamw": Grid(doubling(1.6e-2, range(4)), doubling(1.6e-2, (0, 2, 4, 6))),
         },
         {
-            "adam": Grid(doubling(8e-3, range(3)), doubling(1.6e-2, (0, 2, 4))),
+            "adam": Grid(doubling(8e-3, range(3)), doubling(3.2e-2, (0, 2, 4))),
             "adamw": Grid(doubling(8e-3, range(3)), doubling(1.6e-2, (0, 2, 4))),
         },
         fresh_seeds=5,

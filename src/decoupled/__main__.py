@@ -1,0 +1,279 @@
+"""python -m decoupled: run, status, estimate, verdicts, compare, fetch, export, import, notebooks, check."""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from decoupled import plan, store, sweep
+
+LOCAL = Path("data/runs")
+PUBLISHED = Path("data/results")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Carry out one command; bad input ends in one line on stderr and exit status 1 (2 for a wrong command line)."""
+    args = _parser().parse_args(argv)
+    try:
+        return args.command(args)
+    except (ValueError, OSError, RuntimeError) as err:
+        print(f"decoupled: {(str(err).splitlines() or [type(err).__name__])[0]}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("decoupled: stopped; finished runs are kept, the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m decoupled", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    def command(name: str, function, text: str, *options: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(command=function)
+        if "profile" in options:
+            sub.add_argument("--profile", default="auto", help="auto, " + ", ".join(plan.PROFILES))
+        if "experiments" in options:
+            sub.add_argument("--experiments", nargs="+", default=list(plan.EXPERIMENTS), metavar="NAME")
+        if "store" in options:
+            sub.add_argument("--store", type=Path, default=LOCAL, help=f"folder of this machine's results ({LOCAL})")
+        if "data" in options:
+            sub.add_argument("--data", type=Path, help="folder with CIFAR-10 (default: data/raw, else a download)")
+        return sub
+
+    run = command("run", run_command, "train what is missing", "profile", "experiments", "store", "data")
+    run.add_argument("--workers", type=_positive, help="worker processes (default: one per core or GPU)")
+    run.add_argument("--pack", type=_positive, default=1, help="runs trained together by one worker (1)")
+    run.add_argument("--time-limit", type=float, metavar="SECONDS", help="start no run that would not finish in time")
+    run.add_argument("--dry-run", action="store_true", help="list the missing runs in order, train nothing")
+    command("status", status_command, "what is done and what is missing", "store")
+    command("estimate", estimate_command, "time the plan from a short measurement", "profile", "experiments", "store")
+    verdicts = command("verdicts", verdicts_command, "the verdict on every claim", "profile", "store")
+    verdicts.add_argument("--json", action="store_true", help="as JSON")
+    command("compare", compare_command, "this machine's results against the published ones", "profile", "store")
+    fetch = command("fetch", fetch_command, "download CIFAR-10 into data/raw")
+    fetch.add_argument("--to", type=Path, default=Path("data/raw"))
+    export = command("export", export_command, "write results to Parquet and CSV", "profile", "store")
+    export.add_argument("--to", type=Path, help=f"file (default: {PUBLISHED}/PROFILE.parquet)")
+    merge = command("import", import_command, "add exported results to this machine's", "store")
+    merge.add_argument("file", type=Path)
+    notebooks = command("notebooks", notebooks_command, "execute the notebooks for the book", "store")
+    notebooks.add_argument("names", nargs="*", help="only these (default: all)")
+    check = command("check", check_command, "check the built site: pages, links, no request elsewhere")
+    check.add_argument("site", type=Path, nargs="?", default=Path("_build/html"))
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return value
+
+
+def _profile(name: str) -> str:
+    """The profile that `name` stands for on this machine."""
+    if name == "auto":
+        from decoupled import engine
+
+        return "gpu" if engine.default_device() == "cuda" else "cpu"
+    if name not in plan.PROFILES:
+        raise ValueError(f"unknown profile {name!r}; known: auto, {', '.join(plan.PROFILES)}")
+    return name
+
+
+def run_command(args: argparse.Namespace) -> int:
+    """Experiment by experiment: the missing runs of the grid, then the chosen cells with fresh seeds."""
+    started = time.monotonic()
+    profile = _profile(args.profile)
+    for name in args.experiments:
+        plan.grid_runs(name, profile, "cifar10")  # an unknown name fails before anything is loaded
+    from decoupled import data, engine
+
+    local = store.Store(args.store)
+    if not args.dry_run:
+        local.open_for_writing()
+    images = data.find(args.data, allow_download=not args.dry_run, required=profile in ("gpu", "paper"))
+    device = "cpu" if profile in ("smoke", "cpu") else engine.default_device()
+    print(f"profile {profile}: {plan.PROFILES[profile].about}")
+    print(f"images: {images.source}, fingerprint {images.fingerprint}; device: {engine.device_name(device)}")
+    failed: dict[str, str] = {}
+    left = 0
+    for name in args.experiments:
+        grid = plan.grid_runs(name, profile, images.source)
+        for stage in ("grid", "chosen cells"):
+            frame = store.select(local.frame(), grid)
+            if stage == "chosen cells" and len(frame) < len(grid) - sum(run.key() in failed for run in grid):
+                print(f"{name}, {stage}: wait for the grid")
+                continue
+            runs = grid if stage == "grid" else plan.winner_runs(name, profile, images.source, frame)
+            have = local.keys()
+            missing = [run for run in runs if run.key() not in have]
+            if args.dry_run:
+                print(f"{name}, {stage}: {len(runs) - len(missing)} of {len(runs)} done; missing, in order:")
+                for run in missing:
+                    what = f"{run.algorithm} alpha={run.alpha:g} decay={run.decay:g} {run.schedule} seed={run.seed}"
+                    print(f"  {run.key()} {what}")
+                continue
+            limit = None if args.time_limit is None else args.time_limit - (time.monotonic() - started)
+            report = sweep.carry_out(
+                runs,
+                local,
+                device=device,
+                data_folder=args.data,
+                workers=args.workers,
+                pack_size=args.pack,
+                time_limit=limit,
+            )
+            print(
+                f"{name}, {stage}: {report.found} done before, {report.trained} trained, {len(report.failed)} failed, "
+                f"{report.left} left for lack of time ({time.monotonic() - started:.0f} s so far)"
+            )
+            failed |= report.failed
+            left += report.left
+    if failed:
+        raise RuntimeError(
+            f"{len(failed)} run(s) failed; the first, {next(iter(failed))}: {next(iter(failed.values()))}"
+        )
+    return 0
+
+
+def status_command(args: argparse.Namespace) -> int:
+    """One line per profile and experiment: runs finished here, runs published, runs in the plan."""
+    local, published = store.Store(args.store).frame(), store.published(PUBLISHED)
+    print(f"{'profile':8} {'experiment':11} {'here':>12} {'published':>12}")
+    for profile in plan.PROFILES:
+        for name in plan.EXPERIMENTS:
+            counts = []
+            for frame in (local, published.get(profile, local.iloc[:0])):
+                dataset = plan.dataset_of(frame, profile)
+                grid = plan.grid_runs(name, profile, dataset)
+                done = store.select(frame, grid)
+                planned = len(plan.winner_runs(name, profile, dataset, done)) if len(done) == len(grid) else 0
+                fresh = (
+                    store.select(frame, plan.winner_runs(name, profile, dataset, done)) if planned else done.iloc[:0]
+                )
+                counts.append(f"{len(done) + len(fresh)}/{len(grid) + planned}")
+            print(f"{profile:8} {name:11} {counts[0]:>12} {counts[1]:>12}")
+    return 0
+
+
+def estimate_command(args: argparse.Namespace) -> int:
+    """Images, hours and runs still missing, from the speed of a few training steps measured now."""
+    from decoupled import engine
+
+    profile = _profile(args.profile)
+    device = "cpu" if profile in ("smoke", "cpu") else engine.default_device()
+    have, total, speeds = store.Store(args.store).keys(), 0.0, {}
+    for name in args.experiments:
+        runs = [run for run in plan.grid_runs(name, profile, "cifar10") if run.key() not in have]
+        cells = {(run.algorithm, run.schedule) for run in plan.grid_runs(name, profile, "cifar10")}
+        for run in runs:
+            if run.shape() not in speeds:
+                speeds[run.shape()] = engine.seconds_per_image(run, device)
+        seconds = sum(sweep.work([run]) * speeds[run.shape()] for run in runs) / sweep.slots(device)
+        # chosen cells are known when the grid is done; at most two per algorithm and schedule
+        extra = 2 * len(cells) * plan.PROFILES[profile].fresh_seeds
+        seconds *= 1 + extra / max(len(plan.grid_runs(name, profile, "cifar10")), 1)
+        print(f"{name}: {len(runs)} grid runs missing, up to {extra} runs of chosen cells, {seconds / 3600:.2f} h")
+        total += seconds
+    print(f"{profile}: {total / 3600:.2f} h on {sweep.slots(device)} worker(s), {engine.device_name(device)}")
+    return 0
+
+
+def _rows(args: argparse.Namespace) -> tuple[str, pd.DataFrame]:
+    """A profile and its local results; for `auto` without local results the best published profile."""
+    frame = store.Store(args.store).frame()
+    if args.profile != "auto":
+        profile = _profile(args.profile)
+        return profile, plan.rows(frame, profile)
+    profile = _profile("auto")
+    if plan.rows(frame, profile).empty:
+        published = store.published(PUBLISHED)
+        profile = next((name for name in plan.RANK if name in published), profile)
+        return profile, published.get(profile, frame.iloc[:0])
+    return profile, plan.rows(frame, profile)
+
+
+def verdicts_command(args: argparse.Namespace) -> int:
+    """The verdict on every claim, with n, interval and rule."""
+    from decoupled import claims
+
+    profile, frame = _rows(args)
+    table = claims.judge(frame, profile, claims.load_paper())
+    if args.json:
+        print(json.dumps({"profile": profile, "claims": json.loads(table.to_json(orient="records"))}, indent=1))
+        return 0
+    dataset = plan.dataset_of(frame, profile)
+    print(f"profile {profile}, {len(frame)} runs" + (", on GENERATED images, not CIFAR-10" * (dataset == "generated")))
+    for row in table.itertuples():
+        print(f"  {row.id:4} {row.verdict:30} {row.ours:38} {row.statement}")
+    return 0
+
+
+def compare_command(args: argparse.Namespace) -> int:
+    """Experiment by experiment: how many runs agree with the published ones to the bit, and how far the others are."""
+    from decoupled import report
+
+    profile, frame = _rows(args)
+    published = store.published(PUBLISHED).get(profile)
+    if published is None:
+        print(f"nothing is published for profile {profile}; nothing to compare with")
+        return 0
+    print(report.compare(frame, published, profile).to_string(index=False))
+    return 0
+
+
+def fetch_command(args: argparse.Namespace) -> int:
+    """Download CIFAR-10, verified by its official checksum."""
+    from decoupled import data
+
+    print(data.fetch(args.to))
+    return 0
+
+
+def export_command(args: argparse.Namespace) -> int:
+    """The results of a profile as one Parquet file and one CSV."""
+    profile = _profile(args.profile)
+    frame = plan.rows(store.Store(args.store).frame(), profile)
+    if frame.empty:
+        raise ValueError(f"no results of profile {profile} in {args.store}")
+    for path in store.export(frame, args.to or PUBLISHED / f"{profile}.parquet"):
+        print(f"{path}: {len(frame)} runs")
+    return 0
+
+
+def import_command(args: argparse.Namespace) -> int:
+    """Add the runs of an exported file to this machine's results."""
+    frame = store.load(args.file)
+    new = store.merge_into(store.Store(args.store), frame)
+    print(f"{args.file}: {len(frame)} runs, {new} new")
+    return 0
+
+
+def notebooks_command(args: argparse.Namespace) -> int:
+    """Execute the notebooks into book/notebooks and write the values that prose quotes."""
+    from decoupled import publish
+
+    publish.vendor_mathjax()
+    publish.write_generated(PUBLISHED)
+    refused = publish.run_notebooks({"local_results": str(args.store)}, args.names)
+    return 1 if refused else 0
+
+
+def check_command(args: argparse.Namespace) -> int:
+    """Check the built site."""
+    from decoupled import publish
+
+    pages, problems = publish.check_site(args.site)
+    print(*problems, sep="\n", end="\n" if problems else "")
+    print(f"{args.site}: {pages} pages, {len(problems)} problem(s)")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

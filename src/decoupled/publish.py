@@ -1,0 +1,210 @@
+"""From stored results to the built site: values for the prose, notebooks under a strict gate, checks of the pages.
+
+papermill alone lets three kinds of rot through: an unknown parameter is a log line, a notebook without a `parameters`
+tag overwrites what it is given, and an executed notebook that holds an error still builds. Here each is an error.
+"""
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from decoupled import claims, plan, report, store
+
+NOTEBOOKS = Path("notebooks")
+EXECUTED = Path("book/notebooks")
+GENERATED = Path("book/generated")
+VENDORED = Path("book/_vendor")
+FAILED = Path("build/failed")
+CELL_TIMEOUT_S = 600
+
+
+class NotebookError(RuntimeError):
+    """One notebook that must not be published; the text is one line."""
+
+
+def check_parameters(path: Path, parameters: Mapping[str, Any]) -> None:
+    """NotebookError unless `path` has one cell tagged `parameters` and every given parameter exists with its type."""
+    import nbformat
+    import papermill
+
+    cells = [c for c in nbformat.read(path, 4).cells if "parameters" in c.metadata.get("tags", [])]
+    if len(cells) != 1:
+        raise NotebookError(f"{path}: needs exactly one cell tagged `parameters`, has {len(cells)}")
+    known = papermill.inspect_notebook(str(path))
+    for name, value in parameters.items():
+        if name not in known:
+            raise NotebookError(f"{path}: unknown parameter {name!r}; known: {', '.join(known)}")
+        default = _literal(known[name]["default"])
+        if type(default) is not type(value):
+            raise NotebookError(
+                f"{path}: parameter {name} must be {type(default).__name__} like its default {default!r}, got {value!r}"
+            )
+
+
+def _literal(text: str) -> Any:
+    import ast
+
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def execute(path: Path, parameters: Mapping[str, Any], to: Path) -> None:
+    """Run one notebook through papermill in the current folder and write a clean copy to `to`.
+
+    Raises NotebookError for an unknown or mistyped parameter, a missing tag, another kernel than python3, an error, or
+    anything on stderr; the half-executed copy is then in build/failed/. `to` changes only if its content does.
+    """
+    import nbformat
+    import papermill
+    from traitlets.config import Config
+
+    check_parameters(path, parameters)
+    if (kernel := nbformat.read(path, 4).metadata.get("kernelspec", {}).get("name")) != "python3":
+        raise NotebookError(f"{path}: its kernel is {kernel!r}, must be python3")
+    part = to.with_name(f".{to.name}.part.ipynb")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    # ipc: no TCP ports, and no start-up notice on stderr; not to be had on Windows
+    quiet = {} if sys.platform == "win32" else {"config": Config({"KernelManager": {"transport": "ipc"}})}
+    try:
+        papermill.execute_notebook(
+            str(path), str(part), dict(parameters), kernel_name="python3", progress_bar=False, log_output=False,
+            execution_timeout=CELL_TIMEOUT_S, start_timeout=120, **quiet,
+        )  # fmt: skip
+        notebook = nbformat.read(part, 4)
+        problem = clean(notebook)
+    except papermill.PapermillExecutionError as err:
+        problem = f"cell {err.exec_count} raised {err.ename}: {err.evalue}"
+    except Exception as err:  # a kernel that dies or hangs ends in one of many types
+        problem = f"{type(err).__name__}: {(str(err).splitlines() or [''])[0]}"
+    if problem:
+        FAILED.mkdir(parents=True, exist_ok=True)
+        if part.exists():
+            shutil.move(part, FAILED / path.name)
+        raise NotebookError(f"{path}: {problem.strip()} (see {FAILED / path.name})")
+    text = nbformat.writes(notebook)
+    if not to.exists() or to.read_text() != text:
+        to.write_text(text)
+    part.unlink()
+
+
+def clean(notebook: Any) -> str:
+    """Drop from an executed notebook what differs between equal runs; returns why it must not be published, or ''."""
+    notebook.metadata.pop("papermill", None)
+    for cell in notebook.cells:
+        for name in ("papermill", "execution"):
+            cell.metadata.pop(name, None)
+        tags = cell.metadata.get("tags", [])
+        if "injected-parameters" in tags:
+            cell["id"] = "injected-parameters"
+            cell.metadata["tags"] = [*tags, "hide-input"]
+        for output in cell.get("outputs", []):
+            if output.output_type == "error":
+                return f"cell {cell['id']} holds an error: {output.ename}"
+            if output.get("name") == "stderr":
+                return f"cell {cell['id']} wrote to stderr: {output.text.splitlines()[0]}"
+    return ""
+
+
+def run_notebooks(parameters: Mapping[str, Any], names: Sequence[str] = (), say: Callable[[str], None] = print) -> int:
+    """Execute notebooks (all, or those named) into book/notebooks/; returns how many were refused, each with a line."""
+    paths = sorted(NOTEBOOKS.glob("*.ipynb"))
+    if unknown := sorted(set(names) - {p.stem for p in paths}):
+        raise ValueError(f"no such notebook: {', '.join(unknown)}; known: {', '.join(p.stem for p in paths)}")
+    # set for the kernels: they inherit this process's environment
+    os.environ.update(TQDM_DISABLE="1", PYTHONHASHSEED="0", MPLBACKEND="module://matplotlib_inline.backend_inline")
+    EXECUTED.mkdir(parents=True, exist_ok=True)
+    for stale in set(EXECUTED.glob("*.ipynb")) - {EXECUTED / p.name for p in paths}:
+        stale.unlink()
+    refused = 0
+    for path in paths:
+        if names and path.stem not in names:
+            continue
+        try:
+            execute(path, parameters, EXECUTED / path.name)
+            say(f"{path} -> {EXECUTED / path.name}")
+        except NotebookError as err:
+            say(str(err))
+            refused += 1
+    return refused
+
+
+def write_generated(committed: Path, folder: Path = GENERATED) -> None:
+    """What prose pages take from the committed results: values.json for the `val` role, and the tables they include."""
+    results, paper = store.open_results(local_folder=os.devnull, committed=str(committed)), claims.load_paper()
+    profile = results.profile or plan.RANK[-1]
+    folder.mkdir(parents=True, exist_ok=True)
+    found = report.values(results.published, profile, paper)
+    (folder / "values.json").write_text(json.dumps(found, indent=1, sort_keys=True, allow_nan=False) + "\n")
+    (folder / "verdicts.md").write_text(report.verdict_table(claims.judge(results.published, profile, paper)))
+    (folder / "profiles.md").write_text(report.profile_table())
+
+
+def vendor_mathjax(to: Path = VENDORED / "mathjax") -> None:
+    """Copy out of the installed wheel what the pages use of MathJax, so that none asks another host: 1.8 MB of 24."""
+    roots = [Path(place) / "sphinx-mathjax-offline/static/mathjax" for place in sys.path]
+    source = next((root for root in roots if (root / "tex-chtml.js").exists()), None)
+    if source is None:
+        raise ValueError("MathJax is not installed: pip install sphinx-mathjax-offline")
+    extensions = (path for path in source.glob("input/tex/extensions/*.js") if path.name != "all-packages.js")
+    for path in (source / "tex-chtml.js", *source.glob("output/chtml/fonts/woff-v2/*.woff"), *extensions):
+        target = to / path.relative_to(source)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+
+
+# --- the built site ---------------------------------------------------------------------------------------------------
+
+LOADING = ("script", "img", "iframe", "source", "video", "audio", "embed")
+LOADING_RELATIONS = {"stylesheet", "preload", "modulepreload", "icon", "preconnect", "dns-prefetch", "prefetch"}
+
+
+def check_site(root: Path, toc: Path = Path("book/_toc.yml")) -> tuple[int, list[str]]:
+    """Pages found and problems, one line each: missing pages of the toc, dead links and anchors, requests elsewhere."""
+    import yaml
+    from bs4 import BeautifulSoup
+
+    pages = {
+        page.resolve(): BeautifulSoup(page.read_text(encoding="utf-8"), "html.parser")
+        for page in sorted(root.rglob("*.html"))
+        if "_static" not in page.relative_to(root).parts
+    }
+    anchors = {page: {tag["id"] for tag in soup.find_all(id=True)} for page, soup in pages.items()}
+    problems = [
+        f"{name}.html is in the table of contents but missing or empty"
+        for name in _toc_entries(yaml.safe_load(toc.read_text()))
+        if not ((page := (root / f"{name}.html").resolve()) in pages and pages[page].find("h1"))
+    ]
+    for page, soup in pages.items():
+        where = page.relative_to(root.resolve()).as_posix()
+        for tag in soup.find_all(True):
+            relations = set(tag.get_attribute_list("rel"))
+            loads = tag.name in LOADING or (tag.name == "link" and LOADING_RELATIONS & relations)
+            for url in (str(tag[name]) for name in ("href", "src") if tag.get(name)):
+                parts = urlsplit(url)
+                if parts.scheme or parts.netloc:
+                    if loads and parts.scheme != "data":
+                        problems.append(f"{where}: <{tag.name}> loads {url}")
+                    continue
+                target = (page.parent / unquote(parts.path)).resolve() if parts.path else page
+                target = target / "index.html" if target.is_dir() else target
+                if not target.exists():
+                    problems.append(f"{where}: no file for {url}")
+                elif parts.fragment and target in anchors and unquote(parts.fragment) not in anchors[target]:
+                    problems.append(f"{where}: no anchor for {url}")
+    return len(pages), problems
+
+
+def _toc_entries(node: Any) -> list[str]:
+    if isinstance(node, list):
+        return [entry for item in node for entry in _toc_entries(item)]
+    if isinstance(node, dict):
+        own = [str(node[name]) for name in ("root", "file") if name in node]
+        return own + _toc_entries([value for value in node.values() if isinstance(value, list)])
+    return []

@@ -1,0 +1,234 @@
+"""What the book shows of the results, as tables: computed by `claims` from stored runs and the paper's figures.
+
+Nothing here judges or draws. Every function takes data frames as `store` returns them and gives a data frame, a
+dictionary of plain numbers, or the text of a MyST table.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from decoupled import claims, plan, store
+
+ALGORITHMS = ("sgd", "sgdw", "adam", "adamw")
+BADGES = {"reproduced": "success", "contradicted": "danger", "inconclusive": "warning"}
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A data frame as a MyST table, without its index; floats with two decimals, missing ones as a dash."""
+
+    def text(value: Any) -> str:
+        if isinstance(value, float):
+            return "–" if math.isnan(value) else f"{value:.2f}".replace("-", "−")
+        return str(value)
+
+    lines = ["| " + " | ".join(map(str, table.columns)) + " |", "|" + " --- |" * len(table.columns)]
+    lines += ["| " + " | ".join(map(text, row)) + " |" for row in table.itertuples(index=False)]
+    return "\n".join(lines) + "\n"
+
+
+def interval(low: float, high: float) -> str:
+    """An interval in words."""
+    return "no interval" if math.isnan(low) or math.isnan(high) else f"{low:.2f} to {high:.2f}".replace("-", "−")
+
+
+def mean_interval(errors: pd.Series) -> tuple[float, float, float]:
+    """Mean of errors over seeds with its 95 % t interval; NaN bounds for fewer than two seeds."""
+    n = len(errors)
+    if n < 2:
+        return (float(errors.mean()) if n else math.nan, math.nan, math.nan)
+    half = float(stats.t.ppf(0.975, n - 1) * errors.std(ddof=1) / math.sqrt(n))
+    return float(errors.mean()), float(errors.mean()) - half, float(errors.mean()) + half
+
+
+def shapes(rows: pd.DataFrame, paper: pd.DataFrame) -> pd.DataFrame:
+    """Shape of the four cosine grids, one row per algorithm and source: slope with interval, additive R2, regret.
+
+    Columns: algorithm, source (paper or ours), slope, low, high, r2, regret (pp, mean over starts), cells.
+    """
+    lines = []
+    for algorithm in ALGORITHMS:
+        for source, frame in (("paper", None), ("ours", rows)):
+            grid = (
+                claims.paper_grid(paper, "Fig2", algorithm)
+                if frame is None
+                else claims.pivot(frame, algorithm, "cosine")
+            ).part("positive")
+            sd = claims.PAPER_SD if frame is None else claims.pooled_sd(frame)
+            line = dict.fromkeys(("slope", "low", "high", "r2", "regret"), math.nan)
+            if min(grid.error.shape) >= 2 and not math.isnan(sd):
+                alphas, decays = grid.error.index.to_numpy(float), grid.error.columns.to_numpy(float)
+                line["slope"], line["low"], line["high"] = claims.bootstrap(
+                    lambda error, a=alphas, d=decays, s=sd: claims.ridge_slope(error, a, d, s), [grid], sd
+                )
+                error = grid.error.to_numpy(float)
+                finite = error[np.isfinite(error)]
+                # one end of scale for both sources, as in the figures: what lies beyond says little about the basin
+                line["r2"] = claims.additive_r2(error, cap=claims.ROW_BEST * float(finite.min()))
+                line["regret"] = float(np.nanmean(claims.coordinate_regret(error)))
+            lines.append({"algorithm": algorithm, "source": source, **line, "cells": int((grid.runs > 0).sum().sum())})
+    return pd.DataFrame(lines)
+
+
+def shape_table(rows: pd.DataFrame, paper: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
+    """`shapes` for readers: one row per algorithm, the paper beside ours."""
+    table = []
+    for algorithm, pair in shapes(rows, paper).groupby("algorithm", sort=False):
+        line: dict[str, Any] = {"algorithm": names[str(algorithm)]}
+        for part in pair.itertuples():
+            line[f"slope, {part.source}"] = f"{part.slope:.2f} ({interval(part.low, part.high)})".replace("-", "−")
+            line[f"regret, {part.source}"] = part.regret
+            line[f"row + column R², {part.source}"] = part.r2
+        table.append(line)
+    columns = [
+        "algorithm",
+        *(f"{what}, {who}" for what in ("slope", "regret", "row + column R²") for who in ("paper", "ours")),
+    ]
+    return pd.DataFrame(table, columns=columns)
+
+
+def gaps(rows: pd.DataFrame, paper: pd.DataFrame, schedules: Mapping[str, str]) -> pd.DataFrame:
+    """Adam less AdamW by schedule: columns label, source, value, low, high, n (pp; ours on fresh seeds)."""
+    lines = []
+    for schedule, name in schedules.items():
+        ours = [claims.select(rows, a, schedule) for a in ("adam", "adamw")]
+        best = [claims.paper_grid(paper, "Fig1", a, schedule).error.min().min() for a in ("adam", "adamw")]
+        lines.append(
+            {"label": name, "source": "paper", "value": best[0] - best[1], "low": math.nan, "high": math.nan, "n": 1}
+        )
+        if None not in ours:
+            found = claims.paired(*(claims.fresh(rows, cell) for cell in ours if cell is not None))
+            lines.append(
+                {"label": name, "source": "ours", **{k: getattr(found, k) for k in ("value", "low", "high", "n")}}
+            )
+    return pd.DataFrame(lines, columns=["label", "source", "value", "low", "high", "n"])
+
+
+def error_table(
+    rows: pd.DataFrame, paper: pd.DataFrame, schedules: Mapping[str, str], names: Mapping[str, str]
+) -> pd.DataFrame:
+    """Chosen cells of Adam and AdamW by schedule: ours with fresh seeds, and the paper's best cell."""
+    lines = []
+    for schedule, label in schedules.items():
+        for algorithm in ("adam", "adamw"):
+            theirs = claims.paper_grid(paper, "Fig1", algorithm, schedule).error.stack()
+            cell = claims.select(rows, algorithm, schedule)
+            errors = pd.Series(dtype=float) if cell is None else claims.fresh(rows, cell)
+            mean, low, high = mean_interval(errors)
+            lines.append(
+                {
+                    "algorithm": names[algorithm],
+                    "schedule": label,
+                    "α, λ of ours": "–" if cell is None else f"{cell.alpha:g}, {cell.decay:g}",
+                    "test error of ours, %": mean,
+                    "95 % interval": interval(low, high),
+                    "fresh seeds": len(errors),
+                    "α, λ of the paper": "{:.2g}, {:.2g}".format(*theirs.idxmin()),  # type: ignore[misc]
+                    "the paper's, %": float(theirs.min()),
+                }
+            )
+    return pd.DataFrame(lines)
+
+
+def values(frame: pd.DataFrame, profile: str, paper: pd.DataFrame) -> dict[str, Any]:
+    """The numbers that prose quotes, nested by name; null where the runs give none."""
+    rows = plan.rows(frame, profile, "grids")
+    out: dict[str, Any] = {"paper": {"slope": {}}, "slope": {}}
+    chosen = {}
+    for algorithm in ALGORITHMS:
+        cell = claims.select(rows, algorithm, "cosine")
+        chosen[algorithm] = pd.Series(dtype=float) if cell is None else claims.fresh(rows, cell)
+        out[algorithm] = {"cosine": {"error": _plain(mean_interval(chosen[algorithm])[0])}}
+        theirs = claims.paper_grid(paper, "Fig2", algorithm).error.min().min()
+        out["paper"][algorithm] = {"cosine": {"error": _plain(theirs)}}
+    found = claims.paired(chosen["adam"], chosen["adamw"])
+    out["gap"] = {"cosine": {name: _plain(getattr(found, name)) for name in ("value", "low", "high")}}
+    best = out["paper"]
+    best["gap"] = {"cosine": best["adam"]["cosine"]["error"] - best["adamw"]["cosine"]["error"]}
+    for line in shapes(rows, paper).itertuples():
+        target = best["slope"] if line.source == "paper" else out["slope"]
+        target[line.algorithm] = {"value": _plain(line.slope), "low": _plain(line.low), "high": _plain(line.high)}
+    out["published"] = {"profile": profile, **store.origin(frame)}
+    return out
+
+
+def _plain(x: float) -> float | None:
+    return float(x) if math.isfinite(x) else None
+
+
+def compare(local: pd.DataFrame, published: pd.DataFrame, profile: str) -> pd.DataFrame:
+    """Experiment by experiment, how this machine's runs agree with the published ones of the same configuration.
+
+    `same bits` counts runs whose whole loss curve and test error are equal. For the others: mean and largest
+    difference in test error (pp), and the mean in units of its standard error if both were independent seeds; below 3
+    that is seed noise.
+    """
+    lines = []
+    for name in plan.EXPERIMENTS:
+        mine, theirs = plan.rows(local, profile, name), plan.rows(published, profile, name)
+        both = mine.merge(theirs, on="key", suffixes=("", "_published"))
+        same = (both["test_error"] == both["test_error_published"]) & (
+            both["loss_curve"] == both["loss_curve_published"]
+        )
+        other = both[~same]
+        difference = (other["test_error"] - other["test_error_published"]).dropna()
+        error = claims.pooled_sd(theirs) * math.sqrt(2 / len(difference)) if len(difference) else math.nan
+        lines.append(
+            {
+                "experiment": name,
+                "runs here": len(mine),
+                "published": len(theirs),
+                "in both": len(both),
+                "same bits": int(same.sum()),
+                "mean difference, pp": difference.mean() if len(difference) else 0.0,
+                "largest, pp": difference.abs().max() if len(difference) else 0.0,
+                "in standard errors": difference.mean() / error if len(difference) else 0.0,
+            }
+        )
+    return pd.DataFrame(lines)
+
+
+def completeness(frame: pd.DataFrame, profile: str, experiment: str) -> str:
+    """How much of an experiment's grid is there, for example '31 of 63'."""
+    grid = plan.grid_runs(experiment, profile, plan.dataset_of(frame, profile))
+    return f"{len(store.select(frame, grid))} of {len(grid)}"
+
+
+def verdict_table(table: pd.DataFrame) -> str:
+    """Claims and verdicts as a MyST table; the verdict is a word, its colour only repeats it."""
+    lines = ["| claim | what it says | paper | this book | verdict |", "| --- | --- | --- | --- | --- |"]
+    for row in table.itertuples():
+        badge = f"{{bdg-{BADGES.get(str(row.verdict), 'light')}}}`{row.verdict}`"
+        lines.append(f"| {row.id} | {row.statement} | {row.paper} | {row.ours} | {badge} |")
+    return "\n".join(lines) + "\n"
+
+
+def profile_table() -> str:
+    """Every profile side by side, as a MyST table: what the runs of `plan.PROFILES` are made of."""
+
+    def sizes(grids: Mapping[str, plan.Grid]) -> str:
+        return ", ".join(sorted({f"{len(grid.alphas)} x {len(grid.decays) + 1}" for grid in grids.values()}))
+
+    columns: dict[str, dict[str, str]] = {}
+    for name, profile in plan.PROFILES.items():
+        runs = [run for experiment in plan.EXPERIMENTS for run in plan.grid_runs(experiment, name, "cifar10")]
+        run = runs[0]
+        columns[f"`{name}`"] = {
+            "network": f"`{run.network}`, width {run.width}",
+            "training images": f"{run.train_size:,}",
+            "chosen on": "test" if run.train_size == plan.TRAIN_IMAGES else "validation",
+            "epochs": str(run.epochs),
+            "batch size": str(run.batch_size),
+            "augmentation": f"`{run.augment}`",
+            "precision": f"`{run.precision}`",
+            "cells per panel, grids": sizes(profile.grids),
+            "cells per panel, schedules": sizes(profile.schedule_grids),
+            "different runs in the grids": f"{len(set(runs)):,}",
+            "fresh seeds of chosen cells": str(profile.fresh_seeds),
+        }
+    fields: Sequence[str] = list(next(iter(columns.values())))
+    return markdown(pd.DataFrame([{"profile": f} | {n: column[f] for n, column in columns.items()} for f in fields]))
