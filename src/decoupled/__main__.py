@@ -102,7 +102,6 @@ def run_command(args: argparse.Namespace) -> int:
     print(f"profile {profile}: {plan.PROFILES[profile].about}")
     print(f"images: {images.source}, fingerprint {images.fingerprint}; device: {engine.device_name(device)}")
     failed: dict[str, str] = {}
-    left = 0
     for name in args.experiments:
         grid = plan.grid_runs(name, profile, images.source)
         for stage in ("grid", "chosen cells"):
@@ -134,7 +133,6 @@ def run_command(args: argparse.Namespace) -> int:
                 f"{report.left} left for lack of time ({time.monotonic() - started:.0f} s so far)"
             )
             failed |= report.failed
-            left += report.left
     if failed:
         raise RuntimeError(
             f"{len(failed)} run(s) failed; the first, {next(iter(failed))}: {next(iter(failed.values()))}"
@@ -201,10 +199,10 @@ def _rows(args: argparse.Namespace) -> tuple[str, pd.DataFrame]:
 
 def verdicts_command(args: argparse.Namespace) -> int:
     """The verdict on every claim, with n, interval and rule."""
-    from decoupled import claims
+    from decoupled import report
 
     profile, frame = _rows(args)
-    table = claims.judge(frame, profile, claims.load_paper())
+    table = report.judge(frame, profile, report.load_paper())
     if args.json:
         print(json.dumps({"profile": profile, "claims": json.loads(table.to_json(orient="records"))}, indent=1))
         return 0

@@ -10,8 +10,9 @@ state. Nothing is read back from the device within an epoch; a loss that is no l
 """
 
 import hashlib
+import io
+import math
 import os
-import pickle  # for the name of an exception only: checkpoints are read with weights_only
 import platform
 import time
 from collections.abc import Callable, Iterator
@@ -135,13 +136,15 @@ class Pack:
             return [float("nan")] * len(self.runs)
         self.model.eval()
         wrong = torch.zeros(len(self.runs), dtype=torch.int64, device=self.device)
+        finite = torch.ones(len(self.runs), dtype=torch.bool, device=self.device)
         with torch.no_grad():
             for part, labels in zip(x.split(EVAL_BATCH), y.split(EVAL_BATCH), strict=True):
                 batch = data.normalize(part, self.dtype).contiguous(memory_format=torch.channels_last)
                 logits = self.forward(batch.repeat(1, len(self.runs), 1, 1))
                 wrong += (logits.argmax(2) != labels).sum(1)
+                finite &= logits.isfinite().all(2).all(1)
         self.model.train()
-        return (100 * wrong.double() / len(x)).tolist()
+        return (100 * wrong.double() / len(x)).where(finite, float("nan")).tolist()
 
 
 def _norm(x: Tensor) -> float:
@@ -301,7 +304,7 @@ class Book:
         out = []
         for r in range(len(self.keys)):
             mine = pack.theta[pack.run_of == r]
-            if self.diverged[r] < 0 and not torch.isfinite(mine).all():
+            if self.diverged[r] < 0 and (not torch.isfinite(mine).all() or math.isnan(self.test[-1][r])):
                 self.diverged[r] = pack.first.steps  # the last update itself broke the weights
             bad = self.diverged[r] >= 0
             curves = [[float("nan") if bad else row[r] for row in rows] for rows in (self.val, self.test)]
@@ -325,16 +328,18 @@ class Book:
         tensors = {"theta": pack.theta, "buffers": dict(pack.model.named_buffers()), "state": pack.state}
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"{path.name}.{os.getpid()}.part")
-        torch.save({"book": {name: getattr(self, name) for name in self.FIELDS}, **tensors}, part)
+        content = io.BytesIO()
+        torch.save({"book": {name: getattr(self, name) for name in self.FIELDS}, **tensors}, content)
+        part.write_bytes(hashlib.sha256(content.getbuffer()).digest() + content.getbuffer())  # torch.load checks no sum
         os.replace(part, path)
 
     def load(self, path: Path, pack: Pack) -> None:
         """Take up a checkpoint; one that is unreadable or belongs to other runs is passed over."""
-        try:
-            saved = torch.load(path, map_location=pack.device, weights_only=True)
-            if saved["book"]["keys"] != self.keys:
-                return
-        except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError):
+        content = path.read_bytes()
+        if hashlib.sha256(content[32:]).digest() != content[:32]:
+            return
+        saved = torch.load(io.BytesIO(content[32:]), map_location=pack.device, weights_only=True)
+        if saved["book"].keys() != set(self.FIELDS) or saved["book"]["keys"] != self.keys:
             return
         for name in self.FIELDS:
             setattr(self, name, saved["book"][name])

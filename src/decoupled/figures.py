@@ -158,8 +158,3 @@ def learning_curves(curves: dict[str, Sequence[Sequence[float]]], ylabel: str) -
     ax.set_ylabel(ylabel)
     ax.legend(frameon=False)
     return figure
-
-
-def themed(name: str, alt: str, caption: str) -> str:
-    """The MyST text that shows a saved figure in the book, for notebooks whose figures depend on what is there."""
-    return f"```{{themed-figure}} ../generated/{name}-light.svg\n:alt: {alt}\n:width: 100%\n\n{caption}\n```\n"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from decoupled import claims, plan, report, store
+from decoupled import report, store
 
 NOTEBOOKS = Path("notebooks")
 EXECUTED = Path("book/notebooks")
@@ -103,7 +103,7 @@ def clean(notebook: Any) -> str:
         tags = cell.metadata.get("tags", [])
         if "injected-parameters" in tags:
             cell["id"] = "injected-parameters"
-            cell.metadata["tags"] = [*tags, "hide-input"]
+            cell.metadata["tags"] = [*tags, "remove-cell"]  # where it ran is of no interest to readers
         for output in cell.get("outputs", []):
             if output.output_type == "error":
                 return f"cell {cell['id']} holds an error: {output.ename}"
@@ -137,12 +137,12 @@ def run_notebooks(parameters: Mapping[str, Any], names: Sequence[str] = (), say:
 
 def write_generated(committed: Path, folder: Path = GENERATED) -> None:
     """What prose pages take from the committed results: values.json for the `val` role, and the tables they include."""
-    results, paper = store.open_results(local_folder=os.devnull, committed=str(committed)), claims.load_paper()
-    profile = results.profile or plan.RANK[-1]
+    results, paper = store.open_results(local_folder=os.devnull, committed=str(committed)), report.load_paper()
+    profile = results.profile
     folder.mkdir(parents=True, exist_ok=True)
     found = report.values(results.published, profile, paper)
     (folder / "values.json").write_text(json.dumps(found, indent=1, sort_keys=True, allow_nan=False) + "\n")
-    (folder / "verdicts.md").write_text(report.verdict_table(claims.judge(results.published, profile, paper)))
+    (folder / "verdicts.md").write_text(report.verdict_table(report.judge(results.published, profile, paper)))
     (folder / "profiles.md").write_text(report.profile_table())
 
 

@@ -6,6 +6,7 @@ dictionary of plain numbers, or the text of a MyST table.
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,38 @@ from scipy import stats
 from decoupled import claims, plan, store
 
 ALGORITHMS = ("sgd", "sgdw", "adam", "adamw")
+SLOPE = ("value", "low", "high")
 BADGES = {"reproduced": "success", "contradicted": "danger", "inconclusive": "warning"}
+
+
+def load_paper(path: Path = Path("data/paper/paper_figures.csv")) -> pd.DataFrame:
+    """The digitised cells of the paper's heat maps; ValueError, in one line, if the file is not there."""
+    try:
+        return pd.read_csv(path)
+    except OSError:
+        raise ValueError(f"{path} is missing; run from the top folder of the repository") from None
+
+
+def judge(frame: pd.DataFrame, profile: str, paper: pd.DataFrame) -> pd.DataFrame:
+    """`claims.judge`, each claim on the experiment it is about: C1 to C4 on `schedules`, the others on `grids`.
+
+    The cosine grid of `schedules` is the smaller one at some profiles. Schedules are compared only within it, so that
+    none has more cells to choose from than another.
+    """
+    tables = [claims.judge(with_planned(frame, profile, name), paper) for name in ("schedules", "grids")]
+    about_schedules = tables[0]["id"].isin(("C1", "C2", "C3", "C4"))
+    return pd.concat([tables[0][about_schedules], tables[1][~about_schedules]], ignore_index=True)
+
+
+def with_planned(frame: pd.DataFrame, profile: str, experiment: str) -> pd.DataFrame:
+    """The rows of an experiment, and below them its planned runs that are not there, with nothing but their fields."""
+    rows = plan.rows(frame, profile, experiment)
+    planned = plan.grid_runs(experiment, profile, plan.dataset_of(frame, profile))
+    missing = [run.to_dict() for run in planned if run.key() not in set(rows["key"])]
+    if not missing:
+        return rows
+    rest = pd.DataFrame(missing).reindex(columns=rows.columns)
+    return pd.concat([rows.astype(object), rest.astype(object)], ignore_index=True).infer_objects()
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -45,19 +77,18 @@ def mean_interval(errors: pd.Series) -> tuple[float, float, float]:
     return float(errors.mean()), float(errors.mean()) - half, float(errors.mean()) + half
 
 
-def shapes(rows: pd.DataFrame, paper: pd.DataFrame) -> pd.DataFrame:
-    """Shape of the four cosine grids, one row per algorithm and source: slope with interval, additive R2, regret.
+def shapes(rows: pd.DataFrame, paper: pd.DataFrame) -> list[dict[str, Any]]:
+    """Shape of the four cosine grids, one entry per algorithm and source: slope with interval, additive R2, regret.
 
-    Columns: algorithm, source (paper or ours), slope, low, high, r2, regret (pp, mean over starts), cells.
+    Names: algorithm, source (paper or ours), slope, low, high, r2, regret (pp, mean over starts), cells.
     """
     lines = []
     for algorithm in ALGORITHMS:
         for source, frame in (("paper", None), ("ours", rows)):
-            grid = (
-                claims.paper_grid(paper, "Fig2", algorithm)
-                if frame is None
-                else claims.pivot(frame, algorithm, "cosine")
-            ).part("positive")
+            if frame is None:
+                grid = claims.paper_grid(paper, "Fig2", algorithm, part="positive")
+            else:
+                grid = claims.pivot(frame, algorithm, "cosine", "positive")
             sd = claims.PAPER_SD if frame is None else claims.pooled_sd(frame)
             line = dict.fromkeys(("slope", "low", "high", "r2", "regret"), math.nan)
             if min(grid.error.shape) >= 2 and not math.isnan(sd):
@@ -71,24 +102,22 @@ def shapes(rows: pd.DataFrame, paper: pd.DataFrame) -> pd.DataFrame:
                 line["r2"] = claims.additive_r2(error, cap=claims.ROW_BEST * float(finite.min()))
                 line["regret"] = float(np.nanmean(claims.coordinate_regret(error)))
             lines.append({"algorithm": algorithm, "source": source, **line, "cells": int((grid.runs > 0).sum().sum())})
-    return pd.DataFrame(lines)
+    return lines
 
 
 def shape_table(rows: pd.DataFrame, paper: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
     """`shapes` for readers: one row per algorithm, the paper beside ours."""
-    table = []
-    for algorithm, pair in shapes(rows, paper).groupby("algorithm", sort=False):
-        line: dict[str, Any] = {"algorithm": names[str(algorithm)]}
-        for part in pair.itertuples():
-            line[f"slope, {part.source}"] = f"{part.slope:.2f} ({interval(part.low, part.high)})".replace("-", "−")
-            line[f"regret, {part.source}"] = part.regret
-            line[f"row + column R², {part.source}"] = part.r2
-        table.append(line)
+    table: dict[str, dict[str, Any]] = {}
+    for part in shapes(rows, paper):
+        line = table.setdefault(part["algorithm"], {"algorithm": names[part["algorithm"]]})
+        who, slope = part["source"], part["slope"]
+        told = "–" if math.isnan(slope) else f"{slope:.2f} ({interval(part['low'], part['high'])})".replace("-", "−")
+        line |= {f"slope, {who}": told, f"regret, {who}": part["regret"], f"row + column R², {who}": part["r2"]}
     columns = [
         "algorithm",
         *(f"{what}, {who}" for what in ("slope", "regret", "row + column R²") for who in ("paper", "ours")),
     ]
-    return pd.DataFrame(table, columns=columns)
+    return pd.DataFrame(list(table.values()), columns=columns)
 
 
 def gaps(rows: pd.DataFrame, paper: pd.DataFrame, schedules: Mapping[str, str]) -> pd.DataFrame:
@@ -101,7 +130,8 @@ def gaps(rows: pd.DataFrame, paper: pd.DataFrame, schedules: Mapping[str, str]) 
             {"label": name, "source": "paper", "value": best[0] - best[1], "low": math.nan, "high": math.nan, "n": 1}
         )
         if None not in ours:
-            found = claims.paired(*(claims.fresh(rows, cell) for cell in ours if cell is not None))
+            adam, adamw = (claims.fresh(rows, cell) for cell in ours if cell is not None)
+            found = claims.paired(adam, adamw)
             lines.append(
                 {"label": name, "source": "ours", **{k: getattr(found, k) for k in ("value", "low", "high", "n")}}
             )
@@ -128,7 +158,7 @@ def error_table(
                     "95 % interval": interval(low, high),
                     "fresh seeds": len(errors),
                     "α, λ of the paper": "{:.2g}, {:.2g}".format(*theirs.idxmin()),  # type: ignore[misc]
-                    "the paper's, %": float(theirs.min()),
+                    "the paper's, %": float(theirs.to_numpy().min()),
                 }
             )
     return pd.DataFrame(lines)
@@ -149,9 +179,11 @@ def values(frame: pd.DataFrame, profile: str, paper: pd.DataFrame) -> dict[str, 
     out["gap"] = {"cosine": {name: _plain(getattr(found, name)) for name in ("value", "low", "high")}}
     best = out["paper"]
     best["gap"] = {"cosine": best["adam"]["cosine"]["error"] - best["adamw"]["cosine"]["error"]}
-    for line in shapes(rows, paper).itertuples():
-        target = best["slope"] if line.source == "paper" else out["slope"]
-        target[line.algorithm] = {"value": _plain(line.slope), "low": _plain(line.low), "high": _plain(line.high)}
+    for line in shapes(rows, paper):
+        target = best["slope"] if line["source"] == "paper" else out["slope"]
+        target[line["algorithm"]] = {
+            name: _plain(line[of]) for name, of in zip(SLOPE, ("slope", *SLOPE[1:]), strict=True)
+        }
     out["published"] = {"profile": profile, **store.origin(frame)}
     return out
 
@@ -205,6 +237,51 @@ def verdict_table(table: pd.DataFrame) -> str:
         badge = f"{{bdg-{BADGES.get(str(row.verdict), 'light')}}}`{row.verdict}`"
         lines.append(f"| {row.id} | {row.statement} | {row.paper} | {row.ours} | {badge} |")
     return "\n".join(lines) + "\n"
+
+
+NOTHING_HERE = "There are no runs on this machine yet. `make reproduce` makes them.\n"
+
+
+def own_runs(results: store.Results) -> str:
+    """Who made this machine's runs, for captions."""
+    origin = store.origin(results.local)
+    return (
+        f"profile {results.local_profile}, {origin['dataset']}, {origin['runs']} runs, seeds {origin['seeds']}, "
+        f"{origin['hardware']}, commit {origin['commit']}"
+    )
+
+
+def own_figure(results: store.Results, experiment: str, name: str, title: str) -> str:
+    """The MyST text that shows a figure of this machine's runs, or says that there are none."""
+    if not results.local_profile:
+        return NOTHING_HERE
+    done = completeness(results.local, results.local_profile, experiment)
+    return (
+        f"```{{themed-figure}} ../generated/{name}-light.svg\n"
+        f":alt: {title}, from this machine's runs beside the paper's\n:width: 100%\n\n"
+        f"{title} on this machine: {own_runs(results)}; {done} cells of the grid.\n```\n"
+    )
+
+
+def own_verdicts(results: store.Results, paper: pd.DataFrame) -> str:
+    """This machine's verdicts as MyST text, or a sentence that there are none."""
+    if not results.local_profile:
+        return NOTHING_HERE
+    table = judge(results.local, results.local_profile, paper)
+    return f"On this machine: {own_runs(results)}.\n\n{verdict_table(table)}"
+
+
+def rules(table: pd.DataFrame) -> str:
+    """Every claim with its rule, our numbers and the paper's, as a MyST definition list."""
+    parts = []
+    for row in table.itertuples():
+        parts.append(
+            f"{row.id}, *{row.verdict}*. {row.statement}\n"
+            f": *Rule:* {row.rule}.\n"
+            f": *This book:* {row.note}.\n"
+            f": *The paper's figures:* {row.paper}.\n"
+        )
+    return "\n".join(parts)
 
 
 def profile_table() -> str:

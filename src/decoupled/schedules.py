@@ -80,13 +80,14 @@ GRAMMAR = {
 }
 
 
-def parse(text: str, epochs: int, steps_per_epoch: int) -> Schedule:
-    """The schedule that `text` names, for a run of `epochs` epochs of `steps_per_epoch` updates.
+def canonical(text: str) -> str:
+    """The one spelling of a schedule that all its spellings share: `step(0.10,30)` is `step(0.1, 30)`."""
+    name, numbers = _read(text)
+    return f"{name}({', '.join(repr(x).removesuffix('.0') for x in numbers)})" if numbers else name
 
-    Raises ValueError with one line that says what is wrong and what is possible.
-    """
-    if epochs < 1 or steps_per_epoch < 1:
-        raise ValueError(f"a schedule needs at least one epoch of one update, got {epochs} of {steps_per_epoch}")
+
+def _read(text: str) -> tuple[str, list[float]]:
+    """Name and numbers of a schedule; ValueError for anything that GRAMMAR does not allow."""
     match = re.fullmatch(r"([a-z]+)(?:\(([^()]*)\))?", text.strip())
     name = match[1] if match else ""
     if match is None or name not in GRAMMAR:
@@ -105,14 +106,26 @@ def parse(text: str, epochs: int, steps_per_epoch: int) -> Schedule:
     if name in ("step", "exponential", "staircase") and numbers[0] > 1:
         raise ValueError(f"schedule {text!r}: a factor above 1 would lift the multiplier out of [0, 1]")
 
+    if name == "restarts" and numbers[1] != int(numbers[1]):
+        raise ValueError(f"schedule {text!r}: t_mult must be a whole number")
+    return name, numbers
+
+
+def parse(text: str, epochs: int, steps_per_epoch: int) -> Schedule:
+    """The schedule that `text` names, for a run of `epochs` epochs of `steps_per_epoch` updates.
+
+    Raises ValueError with one line that says what is wrong and what is possible.
+    """
+    if epochs < 1 or steps_per_epoch < 1:
+        raise ValueError(f"a schedule needs at least one epoch of one update, got {epochs} of {steps_per_epoch}")
+    name, numbers = _read(text)
+
     def steps(number: float) -> int:
         return max(1, round(number * steps_per_epoch))
 
     total = epochs * steps_per_epoch
     if name == "restarts":
         t_0, t_mult = steps(numbers[0]), int(numbers[1])
-        if t_mult != numbers[1]:
-            raise ValueError(f"schedule {text!r}: t_mult must be a whole number")
         return Schedule(warm_restarts(t_0, t_mult), lambda step: restart_cycle(step, t_0, t_mult))
     eta = {
         "fixed": fixed,

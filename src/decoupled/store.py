@@ -162,7 +162,11 @@ def load(path: Path) -> pd.DataFrame:
     for row in frame[["key", *CONFIG]].to_dict("records"):
         key = row.pop("key")
         fields = {str(name): value.item() if isinstance(value, np.generic) else value for name, value in row.items()}
-        if RunConfig.from_dict(fields).key() != key:
+        try:
+            whole = RunConfig.from_dict(fields).key() == key
+        except ValueError as err:
+            raise ValueError(f"{path}: row {key}: {err}") from None
+        if not whole:
             raise ValueError(f"{path}: row {key} does not have the key of its fields; it is from another version")
     for name in CURVES:
         frame[name] = frame[name].map(lambda curve: np.asarray(curve).tolist())
@@ -241,7 +245,7 @@ def _with_nan(name: str, value: Any) -> Any:
 class Results(NamedTuple):
     """The committed results of one profile, and those of this machine."""
 
-    profile: str  # of the published results; '' if nothing is published
+    profile: str  # of the published results
     published: pd.DataFrame
     local_profile: str  # of this machine's results; '' if there are none
     local: pd.DataFrame
@@ -257,13 +261,13 @@ def open_results(profile: str = "auto", local_folder: str = "data/runs", committ
         raise ValueError(f"unknown profile {profile!r}; known: auto, {', '.join(plan.PROFILES)}")
     shared = published(Path(committed))
     ours = Store(local_folder).frame()
-    best = next((name for name in plan.RANK if name in shared), "") if profile == "auto" else profile
+    best = next((name for name in plan.RANK if name in shared), plan.RANK[-1]) if profile == "auto" else profile
     counts = {name: len(plan.rows(ours, name)) for name in (plan.PROFILES if profile == "auto" else (profile,))}
     local = max(counts, key=lambda name: counts[name])
     if not counts[local]:
         local = ""
     return Results(
-        best if best in shared else "",
+        best,
         plan.rows(shared[best], best) if best in shared else ours.iloc[:0],
         local,
         plan.rows(ours, local) if local else ours.iloc[:0],

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -82,7 +82,8 @@ def carry_out(
     """
     store.open_for_writing()
     with store.sole_writer():
-        for rubbish in store.folder.glob(".*.part"):  # left by a killed worker; no one else writes now
+        # left by a killed worker; no one else writes now
+        for rubbish in (*store.folder.glob(".*.part"), *store.folder.glob("checkpoints/*.part")):
             rubbish.unlink()
         have = store.keys()
         missing = list({run.key(): run for run in runs if run.key() not in have}.values())
@@ -132,13 +133,14 @@ class _Sweep:
         flying: dict[Future[float], list[RunConfig]] = {}
         try:
             while todo or flying:
-                while todo and len(flying) < self.workers:
+                while todo and len(flying) < self._room(todo[0], flying, tried):
                     if not self._fits(todo[0]):
                         self.report.left += sum(map(len, todo))
                         todo.clear()
                         break
-                    pack = todo.pop(0)
-                    flying[pool.submit(_work, pack, self.store.folder, self.device, self.data_folder)] = pack
+                    with _ctrl_c_waits():
+                        future = pool.submit(_work, todo[0], self.store.folder, self.device, self.data_folder)
+                    flying[future] = todo.pop(0)  # only now: submit raises if a worker has died meanwhile
                 done, _ = wait(flying, return_when=FIRST_COMPLETED)
                 for future in done:
                     self._take(future, flying[future], bar)
@@ -147,7 +149,8 @@ class _Sweep:
             self.say(f"stopping: {len(flying)} running pack(s) finish first; Ctrl-C again stops at once")
             try:
                 for future, pack in flying.items():
-                    self._take(future, pack, bar)
+                    with contextlib.suppress(BrokenProcessPool):  # a death must not start the sweep anew
+                        self._take(future, pack, bar)
             except KeyboardInterrupt:
                 for process in list((pool._processes or {}).values()):
                     process.kill()
@@ -166,6 +169,10 @@ class _Sweep:
             raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+    def _room(self, pack: list[RunConfig], flying: dict[Future[float], list[RunConfig]], tried: dict[str, int]) -> int:
+        """Packs that may be in flight: a run that was in flight when a worker died is tried again on its own."""
+        return 1 if any(run.key() in tried for p in (pack, *flying.values()) for run in p) else self.workers
 
     def _fits(self, pack: list[RunConfig]) -> bool:
         if self.limit is None:
@@ -188,6 +195,16 @@ class _Sweep:
         speed = work(pack) / max(seconds, 1e-9)
         self.speed = min(self.speed or speed, speed)
         bar.update(work(pack))
+
+
+@contextlib.contextmanager
+def _ctrl_c_waits() -> Iterator[None]:
+    """Holds Ctrl-C back; a process started meanwhile never gets it, not even before _start_worker."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 # --- in the worker ----------------------------------------------------------------------------------------------------

@@ -1,0 +1,79 @@
+# The only entry point a newcomer needs. `make` alone prints help.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+PROFILE ?= auto
+EXPERIMENTS ?=
+DATA ?=
+
+TORCH := torch==2.13.0
+PY := .venv/bin/python
+RUN := $(PY) -m decoupled
+export TQDM_MININTERVAL := 1
+# one thread per process is the engine's own choice; numerical libraries must not start more behind its back
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help setup reproduce test book publish status verdicts estimate bench lock clean
+
+help:  ## this text
+	@echo "Weight decay from first principles, and the AdamW paper reproduced on CIFAR-10."
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## ?(.*)/  make \1|\2/' | column -t -s '|'
+	@echo
+	@echo "  PROFILE=auto|smoke|cpu|gpu|paper   EXPERIMENTS=\"grids schedules\"   DATA=folder with CIFAR-10"
+
+setup: .venv/.done  ## make .venv (done by the other targets when needed)
+
+.venv/.done: requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; make PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "setting up .venv (once; about 1 minute, longer where the torch wheel must be downloaded)"
+	@test -x $(PY) || $(PYTHON) -m venv .venv
+	@$(PY) -m pip install --quiet --disable-pip-version-check $(TORCH)
+	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+reproduce: .venv/.done  ## train what is missing for PROFILE on this machine, build the book, print the verdicts
+	@$(RUN) run --profile $(PROFILE) $(if $(EXPERIMENTS),--experiments $(EXPERIMENTS)) $(if $(DATA),--data "$(DATA)")
+	@$(MAKE) --no-print-directory book
+	@$(RUN) compare --profile $(PROFILE)
+	@$(RUN) verdicts --profile $(PROFILE)
+	@echo "The book: $$PWD/_build/html/index.html"
+
+test: .venv/.done  ## lint, types, a strict build of the book, all tests
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
+	@$(PY) -m pytest
+
+book: .venv/.done  ## build the book from the results that exist; the committed ones are enough
+	@$(RUN) notebooks
+	@mkdir -p build && rm -rf _build
+	@PATH="$$PWD/.venv/bin:$$PATH" .venv/bin/jupyter-book build book --config _config.yml --path-output . --all -W --keep-going -n \
+		> build/book.log 2>&1 || { cat build/book.log; echo "the book did not build; the log is build/book.log"; exit 1; }
+	@touch _build/html/.nojekyll
+	@$(RUN) check _build/html
+
+publish: .venv/.done  ## make this machine's results of PROFILE the published ones (then commit them)
+	@$(RUN) export --profile $(PROFILE)
+	@$(MAKE) --no-print-directory book
+	@mkdir -p book/figures && cp book/generated/answer-light.svg book/generated/answer-dark.svg book/figures/
+
+status: .venv/.done  ## what is done and what is missing, by profile and experiment
+	@$(RUN) status
+
+verdicts: .venv/.done  ## the verdict on every claim, from the published results
+	@$(RUN) verdicts
+
+estimate: .venv/.done  ## how long PROFILE would take on this machine
+	@$(RUN) estimate --profile $(PROFILE)
+
+bench: .venv/.done  ## measure the engine against a plain training loop
+	@$(PY) benchmarks/bench.py
+
+lock:  ## resolve requirements.in anew (needs uv)
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url \
+		requirements.in -o requirements.lock
+
+clean:  ## remove what was built; results and data stay
+	rm -rf _build build book/_vendor book/generated book/notebooks

@@ -1,0 +1,245 @@
+"""python -m decoupled: what is asked for is done, what is wrong ends in one line on stderr and a non-zero status."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import made_up
+import pytest
+
+from decoupled import plan, store, sweep
+from decoupled.__main__ import main
+from decoupled.store import Store
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """An empty folder to work in, from which no address can be reached."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DATA_URL", raising=False)
+    for name in ("https_proxy", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+
+
+def fill(folder, runs):
+    to = Store(folder)
+    to.open_for_writing()
+    for run in runs:
+        to.write(run, made_up.result(run), made_up.PROVENANCE)
+    return to
+
+
+SMOKE = plan.grid_runs("grids", "smoke", "cifar10")
+
+
+def truncated_images(folder):
+    """A folder of CIFAR-10 whose third file ends too early."""
+    folder.mkdir()
+    for i, name in enumerate([*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"]):
+        with open(folder / name, "wb") as file:
+            file.truncate(30_730_000 if i != 2 else 30_729_999)  # 10,000 records of 1 + 3 x 32 x 32 bytes, all zero
+
+
+def junk(path):
+    path.write_bytes(b"PK\x03\x04 no results\n" * 40)
+
+
+def results_of_another_version(path):
+    frame = fill("made-for-export", SMOKE[:2]).frame()
+    frame.loc[0, "alpha"] = 0.77
+    store.export(frame, path)
+
+
+# the command line, what is prepared in the empty folder, what the one line must say
+ERRORS = {
+    "unknown profile": (
+        "run --profile nonsense", None, r"unknown profile 'nonsense'; known: auto, smoke, cpu, gpu, paper",
+    ),
+    "unknown experiment": (
+        "run --profile smoke --experiments grids fig7", None, r"unknown experiment 'fig7'; known: grids, schedules",
+    ),
+    "truncated images": (
+        "run --profile smoke --data images", lambda: truncated_images(Path("images")),
+        r"data_batch_3\.bin has 30729999 bytes, expected 30730000: it is truncated or not CIFAR-10; .*fetch",
+    ),
+    "no images in the folder": ("run --profile smoke --data .", None, r"data_batch_1\.bin is missing in \.; .*fetch"),
+    "no folder of images": ("run --profile smoke --data 'no where'", None, r"data_batch_1\.bin is missing in no where"),
+    "unwritable store": (
+        "run --profile smoke --store file/results", lambda: Path("file").write_text(""),
+        r"cannot write results into file/results: Not a directory",
+    ),
+    "a store that is a file": (
+        "run --profile smoke --store file", lambda: Path("file").write_text(""),
+        r"cannot write results into file: File exists",
+    ),
+    "a big profile without images": (
+        "run --profile gpu", None, r"CIFAR-10 could not be downloaded from .*; put the official .* in data/raw",
+    ),
+    "import of junk": ("import junk.parquet", lambda: junk(Path("junk.parquet")), r"junk\.parquet is not a readable"),
+    "import of nothing": ("import nothing.parquet", None, r"nothing\.parquet is not a readable Parquet file: "),
+    "import of changed rows": (
+        "import old.parquet", lambda: results_of_another_version(Path("old.parquet")),
+        r"old\.parquet: row [0-9a-f]{16} does not have the key of its fields; it is from another version",
+    ),
+    "import into an unwritable store": (
+        "import good.parquet --store file/x",
+        lambda: (store.export(fill("a", SMOKE[:1]).frame(), Path("good.parquet")), junk(Path("file"))),
+        r"cannot write results into file/x: Not a directory",
+    ),
+    "export of nothing": ("export --profile smoke", None, r"no results of profile smoke in data/runs"),
+    "export to another format": (
+        "export --profile smoke --store a --to table.csv", lambda: fill("a", SMOKE[:1]),
+        r"results are exported to a \.parquet file, got table\.csv",
+    ),
+    "export below a file": (
+        "export --profile smoke --store a --to file/b.parquet",
+        lambda: (fill("a", SMOKE[:1]), Path("file").write_text("")),
+        r".*(Not a directory|File exists).*file",
+    ),
+    "estimate of nothing known": ("estimate --profile big", None, r"unknown profile 'big'"),
+    "estimate of an unknown experiment": ("estimate --profile smoke --experiments x", None, r"unknown experiment 'x'"),
+    "verdicts of nothing known": ("verdicts --profile big", None, r"unknown profile 'big'"),
+    "fetch without a network": ("fetch --to images", None, r"CIFAR-10 could not be downloaded from .*; put the "),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "prepare", "wanted"), ERRORS.values(), ids=ERRORS)
+def test_an_error_is_one_line_and_status_1(line, prepare, wanted, capsys):
+    if prepare:
+        prepare()
+    words = re.findall(r"'[^']*'|\S+", line)
+    assert main([word.strip("'") for word in words]) == 1
+    _, error = capsys.readouterr()
+    assert error.count("\n") == 1 and error.endswith("\n") and "Traceback" not in error
+    assert re.match(f"decoupled: .*{wanted}", error), error
+
+
+@pytest.mark.parametrize("line", ["run --profile nonsense", "import junk.parquet"])
+def test_a_process_ends_the_same_way(line, tmp_path):
+    junk(tmp_path / "junk.parquet")
+    done = subprocess.run(
+        [sys.executable, "-m", "decoupled", *line.split()], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.startswith("decoupled: ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        ("", "the following arguments are required: command"),
+        ("train", "invalid choice: 'train'"),
+        ("run --profil", "expected one argument"),
+        ("run --colour red", "unrecognized arguments: --colour red"),
+        ("run --workers 0", "argument --workers: must be at least 1, got 0"),
+        ("run --pack two", "argument --pack: "),
+        ("run --time-limit soon", "argument --time-limit: invalid float value: 'soon'"),
+        ("import", "the following arguments are required: file"),
+    ],
+)
+def test_a_wrong_command_line_is_status_2_with_the_reason_last(line, wanted, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(line.split())
+    assert end.value.code == 2
+    _, error = capsys.readouterr()
+    assert error.startswith("usage: python -m decoupled") and wanted in error.splitlines()[-1]
+
+
+def test_help_names_every_command(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--help"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    names = ["run", "status", "estimate", "verdicts", "compare", "fetch", "export", "import", "notebooks", "check"]
+    for command in names:
+        assert re.search(rf"^    {command}\b", text, re.MULTILINE), command
+
+
+def test_status_counts_what_is_here_and_what_is_published(capsys):
+    grid = fill("here", SMOKE[:7])
+    published = fill("there", SMOKE)
+    winners = plan.winner_runs("grids", "smoke", "cifar10", published.frame())
+    fill("there", winners[:2])
+    store.export(published.frame(), Path("data/results/smoke.parquet"))
+    assert main(["status", "--store", "here"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    counts = {(profile, experiment): (here, there) for profile, experiment, here, there in rows}
+    assert set(counts) == {(profile, experiment) for profile in plan.PROFILES for experiment in plan.EXPERIMENTS}
+    # the plan grows by the chosen cells when the grid is done
+    assert counts["smoke", "grids"] == (f"7/{len(SMOKE)}", f"{len(SMOKE) + 2}/{len(SMOKE) + len(winners)}")
+    assert counts["paper", "grids"] == ("0/462", "0/462")
+    assert len(grid.keys()) == 7
+
+
+def test_status_of_a_damaged_result_says_so_and_does_not_count_it(capsys):
+    here = fill("here", SMOKE[:3])
+    (here.folder / f"{SMOKE[0].key()}.json").write_text("{")
+    assert main(["status", "--store", "here"]) == 0
+    out = capsys.readouterr().out
+    assert "counts as missing" in out and re.search(rf"^smoke +grids +2/{len(SMOKE)} ", out, re.MULTILINE)
+
+
+def test_export_and_import_carry_results_to_another_machine(capsys):
+    here = fill("here", SMOKE[:5] + plan.grid_runs("grids", "cpu", "cifar10")[:3])
+    assert main(["export", "--profile", "smoke", "--store", "here", "--to", "out/smoke.parquet"]) == 0
+    assert capsys.readouterr().out.splitlines() == ["out/smoke.parquet: 5 runs", "out/smoke.csv: 5 runs"]
+    assert main(["import", "out/smoke.parquet", "--store", "there"]) == 0
+    assert main(["import", "out/smoke.parquet", "--store", "there"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == ["out/smoke.parquet: 5 runs, 5 new", "out/smoke.parquet: 5 runs, 0 new"]
+    assert Store("there").keys() == {run.key() for run in SMOKE[:5]}
+    for run in SMOKE[:5]:
+        assert Store("there").read(run.key()) == here.read(run.key())
+    assert main(["export", "--profile", "smoke", "--store", "there"]) == 0
+    assert sorted(os.listdir("data/results")) == ["smoke.csv", "smoke.parquet"]
+
+
+def test_estimate_measures_this_machine(capsys):
+    fill("here", SMOKE[:4])
+    assert main(["estimate", "--profile", "smoke", "--experiments", "grids", "--store", "here"]) == 0
+    first, last = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"grids: {len(SMOKE) - 4} grid runs missing, up to ")
+    assert re.fullmatch(r"smoke: \d+\.\d\d h on \d+ worker\(s\), .+", last)
+
+
+def test_a_dry_run_lists_what_is_missing_and_trains_nothing(capsys):
+    made_up_images = plan.grid_runs("grids", "smoke", "generated")
+    fill("here", made_up_images[:6])
+    assert main(["run", "--profile", "smoke", "--experiments", "grids", "--store", "here", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "GENERATED images; the results will NOT be about CIFAR-10" in out
+    assert f"grids, grid: 6 of {len(made_up_images)} done; missing, in order:" in out
+    listed = re.findall(r"^  ([0-9a-f]{16}) ", out, re.MULTILINE)
+    assert listed == [run.key() for run in made_up_images[6:]]
+    shutil.rmtree("here")
+    assert main(["run", "--profile", "smoke", "--experiments", "grids", "--store", "here", "--dry-run"]) == 0
+    assert not os.path.exists("here")
+
+
+def test_a_failed_run_is_status_1_and_the_rest_of_the_plan_goes_on(capsys, monkeypatch):
+    runs = plan.grid_runs("grids", "smoke", "generated")
+    asked = []
+
+    def carry_out(todo, to, **_options):
+        asked.append(list(todo))
+        fill(to.folder, [run for run in todo if run != runs[0]])
+        failed = {run.key(): "out of memory" for run in todo if run == runs[0]}
+        return sweep.Report(trained=len(todo) - len(failed), failed=failed)
+
+    monkeypatch.setattr(sweep, "carry_out", carry_out)
+    assert main(["run", "--profile", "smoke", "--experiments", "grids", "--store", "here"]) == 1
+    out, error = capsys.readouterr()
+    assert error == f"decoupled: 1 run(s) failed; the first, {runs[0].key()}: out of memory\n"
+    assert "1 failed" in out
+    grid = Store("here").frame()
+    assert asked == [runs, plan.winner_runs("grids", "smoke", "generated", grid[grid["seed"] == 0])]
+
+
+def test_no_time_is_no_work_but_says_what_is_left(capsys):
+    assert main(["run", "--profile", "smoke", "--experiments", "grids", "--store", "here", "--time-limit", "0"]) == 0
+    out = capsys.readouterr().out
+    assert f"0 trained, 0 failed, {len(SMOKE)} left for lack of time" in out and "wait for the grid" in out
+    assert Store("here").keys() == set()

@@ -1,0 +1,204 @@
+"""engine: the same bits again, after an interruption too; damaged checkpoints; diverging runs."""
+
+import dataclasses
+import math
+import multiprocessing
+
+import pytest
+import torch
+from plain_loop import N, assert_close, different, make_images, numbers, plain_training, tiny
+
+from decoupled import engine
+
+
+@pytest.fixture(scope="module")
+def images():
+    return make_images()
+
+
+# --- the same bits ------------------------------------------------------------------------------------------------
+
+REPEATED = {
+    "float32": different(precision="float32")[:2],
+    "bfloat16": [tiny("adam", 0.01, network="shakeshake26", epochs=2, precision="bfloat16")],
+}
+
+
+def train_elsewhere(names, checkpoint=None):
+    """In a fresh process: the results of the named packs, as text."""
+    torch.set_num_threads(1)
+    return [numbers(engine.train(REPEATED[name], make_images(), checkpoint=checkpoint)) for name in names]
+
+
+def in_fresh_process(*args):
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        result = pool.apply(train_elsewhere, args)
+        pool.close()
+        pool.join()
+    return result
+
+
+def test_the_same_runs_give_the_same_bits_here_and_in_a_fresh_process(images):
+    here = [numbers(engine.train(runs, images)) for runs in REPEATED.values()]
+    assert [numbers(engine.train(runs, images)) for runs in REPEATED.values()] == here
+    assert in_fresh_process(list(REPEATED)) == here
+
+
+# --- checkpoints --------------------------------------------------------------------------------------------------
+
+
+class PowerCut(Exception):
+    pass
+
+
+def interrupt(monkeypatch, runs, images, checkpoint, saves, at_step=None):
+    """Train until the given number of checkpoints is written, or until a step after that, then stop dead."""
+    save, step, written = engine.Book.save, engine.Pack.step, []
+
+    def save_and_stop(self, path, pack):
+        save(self, path, pack)
+        written.append(self.epoch)
+        if len(written) == saves and at_step is None:
+            raise PowerCut
+
+    def step_or_stop(self, s, *batch):
+        if s == at_step:
+            raise PowerCut
+        step(self, s, *batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.Book, "save", save_and_stop)
+        patch.setattr(engine.Pack, "step", step_or_stop)
+        with pytest.raises(PowerCut):
+            engine.train(runs, images, checkpoint=checkpoint, checkpoint_s=0)
+    assert len(written) == saves
+
+
+RESUMED = {
+    "sgdw, masks and restarts": different(epochs=5, evaluations=3, precision="float32"),
+    "adamw, shake-shake": [tiny("adamw", 0.01, seed=s, network="shakeshake26", precision="float32") for s in (1, 2)],
+    "one diverged": [tiny("adam", 0.01, precision="float32"), tiny("adam", 1e30, precision="float32")],
+}
+
+
+@pytest.mark.parametrize("runs", RESUMED.values(), ids=RESUMED)
+@pytest.mark.parametrize("where", ["at the end of an epoch", "within an epoch"])
+def test_a_resumed_pack_ends_with_the_bits_of_an_uninterrupted_one(runs, where, images, monkeypatch, tmp_path):
+    few = images._replace(test_x=images.test_x[:50], test_y=images.test_y[:50])
+    whole = numbers(engine.train(runs, few))
+    file = tmp_path / "checkpoints" / "pack.pt"
+    if where == "within an epoch":
+        interrupt(monkeypatch, runs, few, file, saves=1, at_step=runs[0].steps_per_epoch + 1)
+    else:
+        interrupt(monkeypatch, runs, few, file, saves=2)
+    trained: list[int] = []
+    step = engine.Pack.step
+
+    def noted_step(self, s, *batch):
+        trained.append(s)
+        step(self, s, *batch)
+
+    monkeypatch.setattr(engine.Pack, "step", noted_step)
+    resumed = engine.train(runs, few, checkpoint=file)
+    assert trained[0] == (1 if where == "within an epoch" else 2) * runs[0].steps_per_epoch
+    assert numbers(resumed) == whole
+    assert list(file.parent.iterdir()) == [file]  # nothing half-written is left behind
+
+
+def test_a_checkpoint_resumes_in_another_process(images, monkeypatch, tmp_path):
+    runs = REPEATED["float32"]
+    interrupt(monkeypatch, runs, images, tmp_path / "pack.pt", saves=1)
+    assert in_fresh_process(["float32"], tmp_path / "pack.pt") == [numbers(engine.train(runs, images))]
+
+
+def test_checkpoints_are_written_no_more_often_than_asked(images, tmp_path):
+    engine.train([tiny()], images, checkpoint=tmp_path / "pack.pt", checkpoint_s=3600)
+    assert not list(tmp_path.iterdir())
+    engine.train([tiny(epochs=1)], images, checkpoint=tmp_path / "pack.pt", checkpoint_s=0)
+    assert not list(tmp_path.iterdir())  # nothing is left to resume
+
+
+def bad_checkpoints(folder, runs, images, monkeypatch):
+    """(name, bytes) of files that are no checkpoint of `runs`, or a damaged one."""
+    file = folder / "made.pt"
+    interrupt(monkeypatch, runs, images, file, saves=1)
+    good = file.read_bytes()
+    yield "empty", b""
+    yield "text", b"not a checkpoint\n" * 50
+    yield "zeros", bytes(5000)
+    for part in (0.1, 0.5, 0.99):
+        yield f"first {100 * part:.0f} %", good[: int(part * len(good))]
+    for position in range(len(good) // 40, len(good), len(good) // 20):
+        flipped = bytearray(good)
+        flipped[position] ^= 64
+        yield f"a flipped bit in byte {position} of {len(good)}", bytes(flipped)
+    foreign = {"a list": [1, 2], "a number": 3, "a tensor": torch.zeros(3), "a book": {"book": 5}}
+    for name, content in foreign.items():
+        torch.save(content, file)
+        yield name, file.read_bytes()
+    with monkeypatch.context() as patch:  # as another version of the engine might have written it
+        patch.setattr(engine.Book, "FIELDS", tuple(name for name in engine.Book.FIELDS if name != "loss"))
+        interrupt(monkeypatch, runs, images, file, saves=1)
+    yield "without losses", file.read_bytes()
+    interrupt(monkeypatch, runs[:1], images, file, saves=1)
+    yield "one run of the pack", file.read_bytes()
+    interrupt(monkeypatch, runs[::-1], images, file, saves=1)
+    yield "the runs in another order", file.read_bytes()
+    interrupt(monkeypatch, [dataclasses.replace(run, alpha=0.2) for run in runs], images, file, saves=1)
+    yield "other runs", file.read_bytes()
+
+
+def test_a_damaged_or_foreign_checkpoint_is_passed_over(images, monkeypatch, tmp_path):
+    few = images._replace(test_x=images.test_x[:50], test_y=images.test_y[:50])
+    runs = different(precision="float32", epochs=2)[:2]
+    fresh = numbers(engine.train(runs, few))
+    wrong = []
+    for name, content in bad_checkpoints(tmp_path, runs, few, monkeypatch):
+        file = tmp_path / "pack.pt"
+        file.write_bytes(content)
+        try:
+            if numbers(engine.train(runs, few, checkpoint=file)) != fresh:
+                wrong.append(f"{name}: other numbers")
+        except Exception as error:
+            wrong.append(f"{name}: {type(error).__name__} {str(error).splitlines()[0]}")
+    assert not wrong, "\n".join(wrong)
+
+
+# --- divergence ---------------------------------------------------------------------------------------------------
+
+
+def test_divergence_is_recorded_with_the_step_at_which_the_loss_ceased_to_be_finite(images):
+    # decay of 1e10 per step multiplies the weights by -1e10 each time: the loss overflows after several steps
+    run = tiny("sgdw", 0.1, 1e10, schedule="fixed", epochs=6, evaluations=6)
+    _, losses = plain_training(run, images, ours=True)
+    flat = [loss for epoch in losses for loss in epoch]
+    first = next(s for s, loss in enumerate(flat) if not math.isfinite(loss))
+    assert run.steps_per_epoch < first < run.steps - run.steps_per_epoch  # neither in the first nor in the last epoch
+    [result] = engine.train([run], images)
+    assert result["diverged_step"] == first
+    assert math.isnan(result["test_error"]) and math.isnan(result["val_error"]) and math.isnan(result["train_loss"])
+    assert all(map(math.isnan, result["test_curve"] + result["val_curve"]))
+    # nothing is left to train: it stops at the end of that epoch
+    assert len(result["loss_curve"]) == first // run.steps_per_epoch + 1 == len(result["eval_epochs"])
+
+
+def test_a_diverging_run_leaves_its_neighbours_alone(images):
+    good = [tiny(alpha=0.1, seed=1), tiny(alpha=0.03, seed=2)]
+    bad = [tiny(alpha=1e250, seed=1), tiny(alpha=1e250, seed=3)]
+    results = engine.train([bad[0], good[0], bad[1], good[1]], images)
+    assert [result["diverged_step"] for result in results] == [1, -1, 1, -1]
+    for run, result in zip(good, results[1::2], strict=True):
+        assert_close(result, engine.train([run], images)[0])
+        assert math.isfinite(result["test_error"]) and len(result["loss_curve"]) == run.epochs
+    for result in results[::2]:
+        assert math.isnan(result["test_error"]) and math.isnan(result["train_loss"])
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("alpha", [1e308, 1e38], ids=["infinite weights", "finite weights, no finite prediction"])
+def test_what_the_very_last_update_breaks_counts_as_diverged(images, alpha, precision):
+    run = tiny(alpha=alpha, epochs=1, batch_size=N, precision=precision)
+    assert run.steps == 1
+    [result] = engine.train([run], images)
+    assert math.isfinite(result["loss_curve"][0])  # no loss ever showed it
+    assert result["diverged_step"] == 1 and math.isnan(result["test_error"]) and math.isnan(result["train_loss"])
