@@ -67,7 +67,7 @@ def _engine_worker(epochs: int, threads: int, barrier, out) -> None:
     pack = engine.Pack([RUN], "cpu")
     pack.model.train()
     part = data.split(N)[0]
-    x, y = x[part], y[part]
+    x, y = x[part].contiguous(memory_format=torch.channels_last), y[part]
     for s, batch in zip(range(5), engine._batches(pack, x, y, 0), strict=False):
         pack.step(s, *batch)
     barrier.wait()

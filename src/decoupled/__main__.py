@@ -209,7 +209,7 @@ def verdicts_command(args: argparse.Namespace) -> int:
     dataset = plan.dataset_of(frame, profile)
     print(f"profile {profile}, {len(frame)} runs" + (", on GENERATED images, not CIFAR-10" * (dataset == "generated")))
     for row in table.itertuples():
-        print(f"  {row.id:4} {row.verdict:30} {row.ours:38} {row.statement}")
+        print(f"  {row.id:4} {row.verdict:27} {f'{row.ours} {row.interval}' if row.n else '':28} {row.statement}")
     return 0
 
 

@@ -223,7 +223,9 @@ def train(
     if images.source != first.dataset:
         raise ValueError(f"these runs ask for {first.dataset} images, got {images.source}")
     train_part, val_part = (part.to(device) for part in data.split(first.train_size))
-    x, y, x_test, y_test = (t.to(device) for t in images[:4])
+    # channels-last already as bytes: what is picked out of them needs no copy into that order, batch by batch
+    x, x_test = (t.to(device, memory_format=torch.channels_last) for t in (images.train_x, images.test_x))
+    y, y_test = images.train_y.to(device), images.test_y.to(device)
     x_train, y_train, x_val, y_val = x[train_part], y[train_part], x[val_part], y[val_part]
     eval_epochs = sorted({round(first.epochs * (i + 1) / first.evaluations) for i in range(first.evaluations)})
     book = Book(runs)

@@ -233,9 +233,10 @@ def completeness(frame: pd.DataFrame, profile: str, experiment: str) -> str:
 def verdict_table(table: pd.DataFrame) -> str:
     """Claims and verdicts as a MyST table; the verdict is a word, its colour only repeats it."""
     lines = ["| claim | what it says | paper | this book | verdict |", "| --- | --- | --- | --- | --- |"]
-    for row in table.itertuples():
-        badge = f"{{bdg-{BADGES.get(str(row.verdict), 'light')}}}`{row.verdict}`"
-        lines.append(f"| {row.id} | {row.statement} | {row.paper} | {row.ours} | {badge} |")
+    for row in table.to_dict("records"):
+        badge = f"{{bdg-{BADGES.get(row['verdict'], 'light')}}}`{row['verdict']}`"
+        ours = f"{row['ours']} {row['interval']}, n = {row['n']}".replace("-", "−") if row["n"] else "–"
+        lines.append(f"| {row['id']} | {row['statement']} | {row['paper'].replace('-', '−')} | {ours} | {badge} |")
     return "\n".join(lines) + "\n"
 
 
@@ -279,7 +280,7 @@ def rules(table: pd.DataFrame) -> str:
             f"{row.id}, *{row.verdict}*. {row.statement}\n"
             f": *Rule:* {row.rule}.\n"
             f": *This book:* {row.note}.\n"
-            f": *The paper's figures:* {row.paper}.\n"
+            f": *The paper's figures:* {row.paper_note}.\n"
         )
     return "\n".join(parts)
 
