@@ -83,7 +83,10 @@ def notebook(tmp_path: Path, *sources: str, tag: bool = True, kernel: str = "pyt
     cells = [nbformat.v4.new_code_cell(source) for source in sources]
     if tag:
         cells[0].metadata["tags"] = ["parameters"]
-    book = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": {"name": kernel, "display_name": kernel}})
+    book = nbformat.v4.new_notebook(
+        cells=cells,
+        metadata={"kernelspec": {"name": kernel, "display_name": kernel}, "language_info": {"name": "python"}},
+    )
     path = tmp_path / "trial.ipynb"
     nbformat.write(book, path)
     return path

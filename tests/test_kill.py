@@ -16,6 +16,12 @@ import pytest
 from decoupled import plan
 from decoupled.store import Store
 
+LISTEN = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.executable, [sys.executable, "-m", "decoupled", *sys.argv[1:]])
+"""
+
 pytestmark = [
     pytest.mark.faults,
     pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="follows processes in /proc"),
@@ -34,7 +40,8 @@ class Sweep:
         self.results = folder / "results"
         with open(folder / "stdout", "a") as out, open(folder / "stderr", "w") as err:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "decoupled", *command],
+                # a shell that runs the tests in its background passes on that Ctrl-C is ignored; a terminal does not
+                [sys.executable, "-c", LISTEN, *command],
                 cwd=folder, env=environment, stdout=out, stderr=err, stdin=subprocess.DEVNULL, start_new_session=True,
             )  # fmt: skip
 

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from decoupled import plan
 from decoupled.plan import RunConfig
 
 LEVEL, ALPHA = 0.95, 0.05  # of the intervals; of one-sided tests, whose two-sided interval has level 1 - 2 ALPHA
@@ -239,10 +240,9 @@ def select(frame: pd.DataFrame, algorithm: str, schedule: str, part: str = "any"
 
     Test error chooses only if no run has a validation split; `Cell.column` says which did. None if nothing finished.
     """
-    rows = runs(frame, algorithm, schedule, part).query("seed == @GRID_SEED")
-    column = "test_error" if rows.val_error.isna().all() else "val_error"
-    order = rows.dropna(subset=column).sort_values([column, "alpha", "decay"])[["alpha", "decay"]].to_numpy(float)
-    return Cell(algorithm, schedule, float(order[0, 0]), float(order[0, 1]), column) if len(order) else None
+    rows = runs(frame, algorithm, schedule, part).query("seed == @GRID_SEED and diverged_step.notna()")
+    chosen = plan.choose(rows, algorithm, str(rows.schedule.iloc[0]), part) if len(rows) else None
+    return chosen and Cell(algorithm, schedule, *chosen, "test_error" if rows.val_error.isna().all() else "val_error")
 
 
 def fresh(frame: pd.DataFrame, cell: Cell) -> pd.Series:

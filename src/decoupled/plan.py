@@ -282,7 +282,7 @@ def choose(grid: pd.DataFrame, algorithm: str, schedule: str, decay: str) -> tup
     never chosen; ties go to the smaller learning rate, then the smaller decay. None if `grid` has no such run.
     """
     positive = (grid["algorithm"] == algorithm) & (grid["decay"] > 0)
-    zero = (grid["algorithm"] == without_decay(algorithm)) & (grid["decay"] == 0)
+    zero = grid["algorithm"].isin((algorithm, without_decay(algorithm))) & (grid["decay"] == 0)
     wanted = {"positive": positive, "zero": zero, "any": positive | zero}[decay]
     mine = grid[wanted & (grid["schedule"] == schedule) & (grid["seed"] == 0) & (grid["diverged_step"] < 0)]
     if mine.empty:

@@ -28,11 +28,14 @@ class NotebookError(RuntimeError):
 
 
 def check_parameters(path: Path, parameters: Mapping[str, Any]) -> None:
-    """NotebookError unless `path` has one cell tagged `parameters` and every given parameter exists with its type."""
+    """NotebookError unless `path` is for kernel python3, has one cell tagged `parameters`, and takes what is given."""
     import nbformat
     import papermill
 
-    cells = [c for c in nbformat.read(path, 4).cells if "parameters" in c.metadata.get("tags", [])]
+    notebook = nbformat.read(path, 4)
+    if (kernel := notebook.metadata.get("kernelspec", {}).get("name")) != "python3":
+        raise NotebookError(f"{path}: its kernel is {kernel!r}, must be python3")
+    cells = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
     if len(cells) != 1:
         raise NotebookError(f"{path}: needs exactly one cell tagged `parameters`, has {len(cells)}")
     known = papermill.inspect_notebook(str(path))
@@ -66,8 +69,6 @@ def execute(path: Path, parameters: Mapping[str, Any], to: Path) -> None:
     from traitlets.config import Config
 
     check_parameters(path, parameters)
-    if (kernel := nbformat.read(path, 4).metadata.get("kernelspec", {}).get("name")) != "python3":
-        raise NotebookError(f"{path}: its kernel is {kernel!r}, must be python3")
     part = to.with_name(f".{to.name}.part.ipynb")
     part.parent.mkdir(parents=True, exist_ok=True)
     # ipc: no TCP ports, and no start-up notice on stderr; not to be had on Windows

@@ -232,11 +232,14 @@ def completeness(frame: pd.DataFrame, profile: str, experiment: str) -> str:
 
 def verdict_table(table: pd.DataFrame) -> str:
     """Claims and verdicts as a MyST table; the verdict is a word, its colour only repeats it."""
-    lines = ["| claim | what it says | paper | this book | verdict |", "| --- | --- | --- | --- | --- |"]
+    lines = ["| claim | verdict | what it says | paper | this book |", "| --- | --- | --- | --- | --- |"]
+    counted = {claim.id: "seeds" if claim.parts[0][0] is claims.gap else "cells" for claim in claims.CLAIMS}
     for row in table.to_dict("records"):
         badge = f"{{bdg-{BADGES.get(row['verdict'], 'light')}}}`{row['verdict']}`"
-        ours = f"{row['ours']} {row['interval']}, n = {row['n']}".replace("-", "−") if row["n"] else "–"
-        lines.append(f"| {row['id']} | {row['statement']} | {row['paper'].replace('-', '−')} | {ours} | {badge} |")
+        ours = (
+            f"{row['ours']} {row['interval']}, {row['n']} {counted[row['id']]}".replace("-", "−") if row["n"] else "–"
+        )
+        lines.append(f"| {row['id']} | {badge} | {row['statement']} | {row['paper'].replace('-', '−')} | {ours} |")
     return "\n".join(lines) + "\n"
 
 
