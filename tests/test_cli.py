@@ -201,8 +201,9 @@ def test_estimate_measures_this_machine(capsys):
     fill("here", SMOKE[:4])
     assert main(["estimate", "--profile", "smoke", "--experiments", "grids", "--store", "here"]) == 0
     first, last = capsys.readouterr().out.splitlines()
-    assert first.startswith(f"grids: {len(SMOKE) - 4} grid runs missing, up to ")
-    assert re.fullmatch(r"smoke: \d+\.\d\d h on \d+ worker\(s\), .+", last)
+    # 4 algorithms, each with and without decay, one fresh seed
+    assert first.startswith(f"grids: {len(SMOKE) - 4} runs of the grid missing, 8 of chosen cells at most: ")
+    assert re.fullmatch(r"smoke: \d+\.\d\d h at most with \d+ worker\(s\) on .+", last)
 
 
 def test_a_dry_run_lists_what_is_missing_and_trains_nothing(capsys):

@@ -100,6 +100,8 @@ def run_command(args: argparse.Namespace) -> int:
     images = data.find(args.data, allow_download=not args.dry_run, required=profile in ("gpu", "paper"))
     device = "cpu" if profile in ("smoke", "cpu") else engine.default_device()
     print(f"profile {profile}: {plan.PROFILES[profile].about}")
+    if profile in ("gpu", "paper") and device == "cpu":
+        print(f"no GPU that torch can use: `make estimate PROFILE={profile}` says how long this takes on the CPU")
     print(f"images: {images.source}, fingerprint {images.fingerprint}; device: {engine.device_name(device)}")
     failed: dict[str, str] = {}
     for name in args.experiments:
@@ -161,25 +163,33 @@ def status_command(args: argparse.Namespace) -> int:
 
 
 def estimate_command(args: argparse.Namespace) -> int:
-    """Images, hours and runs still missing, from the speed of a few training steps measured now."""
+    """Runs and hours still missing, from the speed of a few training steps measured now."""
     from decoupled import engine
 
     profile = _profile(args.profile)
     device = "cpu" if profile in ("smoke", "cpu") else engine.default_device()
-    have, total, speeds = store.Store(args.store).keys(), 0.0, {}
+    counted = store.Store(args.store).keys()
+    speeds: dict[tuple, float] = {}
+    total = 0.0
     for name in args.experiments:
-        runs = [run for run in plan.grid_runs(name, profile, "cifar10") if run.key() not in have]
-        cells = {(run.algorithm, run.schedule) for run in plan.grid_runs(name, profile, "cifar10")}
-        for run in runs:
-            if run.shape() not in speeds:
-                speeds[run.shape()] = engine.seconds_per_image(run, device)
-        seconds = sum(sweep.work([run]) * speeds[run.shape()] for run in runs) / sweep.slots(device)
-        # chosen cells are known when the grid is done; at most two per algorithm and schedule
-        extra = 2 * len(cells) * plan.PROFILES[profile].fresh_seeds
-        seconds *= 1 + extra / max(len(plan.grid_runs(name, profile, "cifar10")), 1)
-        print(f"{name}: {len(runs)} grid runs missing, up to {extra} runs of chosen cells, {seconds / 3600:.2f} h")
+        grid = plan.grid_runs(name, profile, "cifar10")
+        missing = [run for run in grid if run.key() not in counted]
+        counted |= {run.key() for run in missing}  # a run that two experiments share is trained once
+        # which cells are chosen is known when the grid is done; how many is known now
+        chosen = plan.chosen_count(name, profile)
+        seconds = 0.0
+        for run, times in [(run, 1) for run in missing] + [(grid[0], chosen)]:
+            size = (run.network, run.width, run.batch_size, run.precision)
+            if size not in speeds:
+                speeds[size] = engine.seconds_per_image(run, device)
+            seconds += times * sweep.work([run]) * speeds[size] / sweep.slots(device)
+        print(
+            f"{name}: {len(missing)} runs of the grid missing, {chosen} of chosen cells at most: {seconds / 3600:.2f} h"
+        )
         total += seconds
-    print(f"{profile}: {total / 3600:.2f} h on {sweep.slots(device)} worker(s), {engine.device_name(device)}")
+    print(
+        f"{profile}: {total / 3600:.2f} h at most with {sweep.slots(device)} worker(s) on {engine.device_name(device)}"
+    )
     return 0
 
 

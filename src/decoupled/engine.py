@@ -222,11 +222,15 @@ def train(
     pack, first = Pack(runs, device), runs[0]
     if images.source != first.dataset:
         raise ValueError(f"these runs ask for {first.dataset} images, got {images.source}")
-    train_part, val_part = (part.to(device) for part in data.split(first.train_size))
+    train_part, val_part = data.split(first.train_size)
     # channels-last already as bytes: what is picked out of them needs no copy into that order, batch by batch
-    x, x_test = (t.to(device, memory_format=torch.channels_last) for t in (images.train_x, images.test_x))
-    y, y_test = images.train_y.to(device), images.test_y.to(device)
-    x_train, y_train, x_val, y_val = x[train_part], y[train_part], x[val_part], y[val_part]
+    x_train, x_val, x_test = (
+        x.to(device, memory_format=torch.channels_last)
+        for x in (images.train_x[train_part], images.train_x[val_part], images.test_x)
+    )
+    y_train, y_val, y_test = (
+        y.to(device) for y in (images.train_y[train_part], images.train_y[val_part], images.test_y)
+    )
     eval_epochs = sorted({round(first.epochs * (i + 1) / first.evaluations) for i in range(first.evaluations)})
     book = Book(runs)
     if checkpoint is not None and checkpoint.exists():
@@ -250,26 +254,25 @@ def train(
     return book.results(pack, eval_epochs)
 
 
-def seconds_per_image(run: RunConfig, device: str, steps: int = 10) -> float:
-    """Time of a training step per image, measured on random images in this process."""
+def seconds_per_image(run: RunConfig, device: str, steps: int = 10, enough_s: float = 5.0) -> float:
+    """Time of a training step per image, measured on random images in this process: `steps` steps, or `enough_s`."""
     if device == "cpu":
         torch.set_num_threads(1)
     pack = Pack([run], device)
     pack.model.train()
     x = torch.randn(run.batch_size, 3, 32, 32, dtype=pack.dtype, device=device)
-    x, y = (
-        x.contiguous(memory_format=torch.channels_last),
-        torch.zeros(1, run.batch_size, dtype=torch.long, device=device),
-    )
+    x = x.contiguous(memory_format=torch.channels_last)
+    y = torch.zeros(1, run.batch_size, dtype=torch.long, device=device)
     L = pack.model.shake_blocks
     shake = torch.full((L, 2, run.batch_size, 1), 0.5, dtype=pack.dtype, device=device) if L else None
-    for s in range(steps + 2):
-        if s == 2:  # the first steps also pay for choosing kernels
-            _wait(device)
-            started = time.monotonic()
-        pack.step(s % run.steps, x, y, shake)
+    pack.step(0, x, y, shake)  # the first step also pays for choosing kernels
     _wait(device)
-    return (time.monotonic() - started) / (steps * run.batch_size)
+    started, done = time.monotonic(), 0
+    while done < steps and (done == 0 or time.monotonic() - started < enough_s):
+        pack.step(done % run.steps, x, y, shake)
+        _wait(device)
+        done += 1
+    return (time.monotonic() - started) / (done * run.batch_size)
 
 
 def _wait(device: str) -> None:

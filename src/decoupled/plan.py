@@ -184,8 +184,8 @@ PROFILES: dict[str, Profile] = {
             "adamw": Grid(doubling(1.6e-2, range(4)), doubling(1.6e-2, (0, 2, 4, 6))),
         },
         {
-            "adam": Grid(doubling(1.6e-2, range(4)), doubling(8e-3, (0, 2, 4))),
-            "adamw": Grid(doubling(1.6e-2, range(4)), doubling(1.6e-2, (0, 2, 4))),
+            "adam": Grid(doubling(1.6e-2, range(3)), doubling(8e-3, (0, 2, 4))),
+            "adamw": Grid(doubling(1.6e-2, range(3)), doubling(1.6e-2, (0, 2, 4))),
         },
         fresh_seeds=4,
     ),
@@ -299,14 +299,24 @@ def winner_runs(experiment: str, profile: str, dataset: str, grid: pd.DataFrame)
     each algorithm and schedule. Seeds pair: the same seed means the same initialisation and order of images for every
     algorithm.
     """
-    out = []
+    return _unique(
+        cell(profile, dataset, algorithm, *chosen, schedule, seed)
+        for seed in range(1, PROFILES[profile].fresh_seeds + 1)
+        for algorithm, schedule, decay in _choices(experiment, profile, dataset)
+        if (chosen := choose(grid, algorithm, schedule, decay))
+    )
+
+
+def chosen_count(experiment: str, profile: str) -> int:
+    """How many runs `winner_runs` gives at most."""
+    return len(_choices(experiment, profile, "cifar10")) * PROFILES[profile].fresh_seeds
+
+
+def _choices(experiment: str, profile: str, dataset: str) -> list[tuple[str, str, str]]:
+    """(algorithm, schedule, part of the decays) of which the best cell is chosen."""
     pairs = dict.fromkeys((run.algorithm, run.schedule) for run in grid_runs(experiment, profile, dataset) if run.decay)
-    for seed in range(1, PROFILES[profile].fresh_seeds + 1):
-        for algorithm, schedule in pairs:
-            for decay in ("positive", "zero") if experiment == "grids" else ("any",):
-                if chosen := choose(grid, algorithm, schedule, decay):
-                    out.append(cell(profile, dataset, algorithm, *chosen, schedule, seed))
-    return _unique(out)
+    parts = ("positive", "zero") if experiment == "grids" else ("any",)
+    return [(algorithm, schedule, part) for algorithm, schedule in pairs for part in parts]
 
 
 def dataset_of(frame: pd.DataFrame, profile: str) -> str:
