@@ -21,7 +21,7 @@ from decoupled import data, models
 from decoupled.pack import Pack, check_shapes, network_of
 from decoupled.runs import RunConfig
 
-EVAL_BATCH = {"cpu": 500, "cuda": 2500, "mps": 500}  # images of one run; part of no result beyond round-off
+EVAL_BATCH = {"cpu": 128, "cuda": 2500, "mps": 500}  # images of one run; part of no result beyond round-off
 
 
 class OutOfTime(Exception):

@@ -27,7 +27,7 @@ class Profile:
     fresh_seeds: int  # seeds beside the grid's seed 0 for the chosen cells
     best: dict[str, tuple[float, float]]  # (alpha, decay) where an experiment searches for neither
     study_seeds: int  # seeds 1, 2, ... of such experiments
-    trick_seeds: int  # and of what `tricks` compares for advice only
+    trick_seeds: int  # and of what no claim rests on: advice in `tricks`, cycles of equal length in `sgdr`
     long_width: int  # of the network in `generalization`, `restarts` and `fixed_lr`
     first_cycle: int  # T_0 of the restarts, T_mult = 2
     cycles: int  # of the restarts
@@ -118,7 +118,7 @@ PROFILES: dict[str, Profile] = {
         batch_sizes=(128, 256),  # likewise
         fixed=Grid(doubling(8e-3, (0, 2)), doubling(2e-3, (0, 2))),
         fixed_epochs=40,
-        widths=(4, 16),
+        widths=(16,),
     ),
     "gpu": Profile(
         "one data-centre GPU, its time not yet measured: Shake-Shake 26 2x16d, all training images, 20 epochs",
