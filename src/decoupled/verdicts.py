@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from decoupled import report, store
+from decoupled import claims, report, store
 
 BADGES = {"reproduced": "success", "contradicted": "danger", "inconclusive": "warning"}
 SETTLED = ("reproduced", "contradicted")
@@ -23,6 +23,17 @@ CHAPTERS = {  # where an experiment is shown
     "restarts": "restarts",
     "tricks": "advice",
 }
+QUESTIONS = {  # what the claims of an experiment come to, in the order of the book
+    "schedules": "Is AdamW better than Adam?",
+    "grids": "Can learning rate and decay be tuned one at a time?",
+    "generalization": "Does a long run generalize better?",
+    "fixed_lr": "Can Adam make up for it with patience?",
+    "normalized": "Does one normalized decay fit all budgets?",
+    "sgdr": "Do warm restarts help SGD?",
+    "restarts": "Do they help AdamW and SGDW?",
+    "tricks": "Do the rules of thumb hold?",
+}
+VERDICTS = ("reproduced", "inconclusive", "contradicted", claims.NOT_TESTED)
 UNITS = {  # of the panels of a forest plot
     " pp": "percentage points of test error",
     "": "slope or exponent (logarithm on logarithm)",
@@ -66,14 +77,37 @@ def _theirs(row: Mapping[Any, Any], full: bool = True) -> str:
     return f"{number}, *{verdict}*" if full and verdict and verdict != row["paper"] else number
 
 
+def anchor(row: Mapping[Any, Any]) -> str:
+    """A link, from any page, to the line with a claim's rule in the chapter of verdicts."""
+    return f"[{row['id']}](#claim-{str(row['id']).lower()})"
+
+
+def in_short(judged: pd.DataFrame) -> str:
+    """How many claims got which verdict, in a sentence, and which of each question, as a MyST table."""
+    found = judged["verdict"].value_counts()
+    counts = [f"**{found.get(verdict, 0)}** {verdict}" for verdict in VERDICTS]
+    lines = [f"Of {len(judged)} claims, {', '.join(counts[:-1])} and {counts[-1]}.\n"]
+    lines += [
+        ":::{table} Claims by question and verdict; each leads to its rule and numbers",
+        ":name: tab-in-short",
+        "",
+    ]
+    lines += ["| question | " + " | ".join(badge(verdict) for verdict in VERDICTS) + " |", "| --- " * 5 + "|"]
+    for experiment, question in QUESTIONS.items():
+        mine = [row for row in judged.to_dict("records") if experiment_of(row) == experiment]
+        cells = [" ".join(anchor(row) for row in mine if row["verdict"] == verdict) for verdict in VERDICTS]
+        lines.append(f"| {{doc}}`{question} </notebooks/{experiment}>` | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n:::\n"
+
+
 def as_table(judged: pd.DataFrame, full: bool = False) -> str:
     """Claims and verdicts as a MyST table. full: with the chapter, and the verdict on the paper's own numbers."""
-    lines = ["| claim | what it says | paper | this book |", "| --- | --- | --- | --- |"]
+    lines = ["::::{container} claims", "", "| claim | what it says | paper | this book |", "| --- | --- | --- | --- |"]
     for row in judged.to_dict("records"):
         head = f"**{row['id']}** {badge(row['verdict'])}"
         says = f"{row['statement']} ({chapter_link(experiment_of(row))})" if full else row["statement"]
         lines.append(f"| {head} | {says} | {_theirs(row, full)} | {_ours(row)} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join((*lines, "", "::::")) + "\n"
 
 
 def open_questions(judged: pd.DataFrame) -> str:
@@ -138,7 +172,7 @@ def rules(judged: pd.DataFrame) -> str:
     parts = []
     for row in judged.itertuples():
         parts.append(
-            f"{row.id}, *{row.verdict}*. {row.statement}\n"
+            f"[{row.id}]{{#claim-{str(row.id).lower()}}}, *{row.verdict}*. {row.statement}\n"
             f": *Rule:* {row.rule}.\n"
             f": *This book:* {row.note}.\n"
             f": *The paper's figures:* {row.paper_note}.\n"
