@@ -15,7 +15,7 @@ export TQDM_MININTERVAL := 1
 # one thread per process is the engine's own choice; numerical libraries must not start more behind its back
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup reproduce test test-peers book publish status verdicts estimate bench lock clean
+.PHONY: help setup reproduce test test-peers book pdf publish status verdicts estimate bench lock clean
 
 help:  ## this text
 	@echo "Weight decay from first principles, and the AdamW paper reproduced on CIFAR-10."
@@ -46,7 +46,7 @@ test: .venv/.done  ## lint, types, a strict build of the book, all tests
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
-	@$(PY) -m pytest
+	@$(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
 
 PEERS := build/peers/bin/python
 SITE := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
@@ -63,12 +63,37 @@ book: .venv/.done  ## build the book from the results that exist; the committed 
 	@PATH="$$PWD/.venv/bin:$$PATH" .venv/bin/jupyter-book build book --config _config.yml --path-output . --all -W --keep-going -n \
 		> build/book.log 2>&1 || { cat build/book.log; echo "the book did not build; the log is build/book.log"; exit 1; }
 	@touch _build/html/.nojekyll
+	@$(RUN) finish _build/html
+	@$(RUN) check _build/html
+
+pdf: .venv/.done  ## print the built book as one PDF, which its start page then offers (needs Chromium)
+	@test -f _build/html/index.html || $(MAKE) --no-print-directory book
+	@$(RUN) pdf _build/html
 	@$(RUN) check _build/html
 
 publish: .venv/.done  ## make this machine's results of PROFILE the published ones (then commit them)
 	@$(RUN) export --profile $(PROFILE)
 	@$(MAKE) --no-print-directory book
 	@mkdir -p book/figures && cp book/generated/answer-light.svg book/generated/answer-dark.svg book/figures/
+
+.PHONY: links release-files card
+BOOK := PATH="$$PWD/.venv/bin:$$PATH" .venv/bin/jupyter-book build book --config _config.yml
+links: .venv/.done  ## ask every address outside the book whether it still answers
+	@$(RUN) notebooks
+	@$(BOOK) --path-output build/links --builder linkcheck
+
+PACK := tar --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner -cf -
+release-files: book pdf  ## what a release carries, into build/release: site, PDF, results, lock, checksums (needs Chromium)
+	@rm -rf build/release && mkdir -p build/release
+	@$(PACK) -C _build html | gzip -n9 > build/release/site.tar.gz
+	@$(PACK) data/results data/paper data/README.md LICENSE | gzip -n9 > build/release/results.tar.gz
+	@cp requirements.lock build/release/
+	@cd build/release && sha256sum -- *.* > SHA256SUMS
+
+card:  ## draw the picture that links to the book show, after `make publish` (needs Chromium)
+	@chromium --headless --no-sandbox --disable-gpu --no-first-run --hide-scrollbars --allow-file-access-from-files \
+		--user-data-dir="$$(mktemp -d)" --window-size=1200,630 --screenshot=book/_static/social-card.png \
+		"file://$$PWD/.github/social-card.html" 2> /dev/null
 
 status: .venv/.done  ## what is done and what is missing, by profile and experiment
 	@$(RUN) status

@@ -1,15 +1,32 @@
 """What all tests share: one thread, fixed seeds, float64 on request, and no GPU test without a GPU."""
 
+import os
 import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import hypothesis
 import numpy as np
 import pytest
 import torch
 
+ROOT = Path(__file__).parents[1]
+
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
-hypothesis.settings.load_profile("repeatable")
+# other inputs every time, and many of them: HYPOTHESIS_PROFILE=long or --hypothesis-profile=long
+hypothesis.settings.register_profile("long", max_examples=2000, deadline=None, database=None, print_blob=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """With several workers: what needs the site goes to one, first, so that it is built once; else a file to each."""
+    items.sort(key=lambda item: "site" not in item.fixturenames)
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("site" if "site" in item.fixturenames else item.path.stem))
 
 
 def pytest_runtest_setup(item):
@@ -32,3 +49,30 @@ def float64():
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(before)
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project in which `smoke` was trained and the book built strictly; its _build/html."""
+    copy = tmp_path_factory.mktemp("smoke") / "project"
+    ignore = shutil.ignore_patterns(
+        ".git", ".venv", "_build", "build", "raw", "runs", "generated", ".*_cache", ".stage"
+    )
+    shutil.copytree(ROOT, copy, ignore=lambda folder, names: ignore(folder, names) | (
+        {"notebooks"} & set(names) if Path(folder).name == "book" else set()
+    ))  # fmt: skip
+    bin_folder = str(Path(sys.executable).parent)
+    environment = os.environ | {"PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}"}
+    data = ["--data", str(ROOT / "data/raw")] if (ROOT / "data/raw/cifar-10-batches-bin").is_dir() else []
+    module = [sys.executable, "-m", "decoupled"]
+    build = "jupyter-book build book --config _config.yml --path-output . --all -W --keep-going -n"
+    for command in (
+        [*module, "run", "--profile", "smoke", *data],
+        [*module, "notebooks"],
+        build.split(),
+        [*module, "finish", "_build/html"],
+        [*module, "check", "_build/html"],
+    ):
+        done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{command}: {done.stdout[-3000:]}{done.stderr[-3000:]}"
+    return copy / "_build/html"

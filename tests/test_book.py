@@ -2,7 +2,6 @@
 
 import ast
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -14,6 +13,7 @@ import pytest
 import yaml
 
 from decoupled import plan, publish
+from decoupled.site import check_site, toc_entries
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -42,7 +42,7 @@ MAY_IMPORT = {
     "studies": {"inference", "evidence", "measures"},
     "claims": {"runs", "inference", "evidence", "measures", "studies"},
     "report": {"runs", "plan", "store", "inference", "evidence", "claims"},
-    "verdicts": {"store", "report"},
+    "verdicts": {"store", "report", "claims"},
     "proofs": set(),
     "figures": set(),
     "curves": {"figures"},
@@ -50,16 +50,19 @@ MAY_IMPORT = {
     "advice": {"runs", "plan", "chapters"},
     "sgdr": {"evidence", "report", "curves", "chapters"},
     "session": {"runs", "plan", "store", "data", "engine", "workers", "sweep"},
-    "publish": {"store", "report", "verdicts"},
+    "explore": {"runs", "plan", "store", "inference", "evidence", "report", "figures", "chapters"},
+    "publish": {"store", "report", "verdicts", "explore"},
+    "site": set(),
+    "pdf": {"site"},
     "__main__": {
         "runs", "plan", "store", "engine", "data", "workers", "cluster", "sweep", "claims", "report", "publish",
-        "units",
+        "units", "site", "pdf",
     },
     "__init__": {"optim"},
 }  # fmt: skip
 TORCH_FREE = (
     "schedules", "plan", "store", "claims", "report", "verdicts", "figures", "curves", "chapters", "advice", "sgdr",
-    "session", "publish", "proofs", "units",
+    "session", "publish", "proofs", "units", "site", "pdf", "explore",
 )  # fmt: skip
 
 
@@ -76,14 +79,15 @@ def test_notebooks_are_clean_and_parametrised(path: Path) -> None:
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert all(not cell.outputs and cell.execution_count is None for cell in code)
     assert all(re.fullmatch(r"[a-z-]+", cell.id) for cell in notebook.cells)  # stable ids, given by hand
-    assert "parameters" in code[0].metadata.tags
+    assert [cell.id for cell in code[:2]] == ["install", "parameters"]
+    assert code[0].metadata.tags == ["remove-cell"] and "parameters" in code[1].metadata.tags
     assert sum("parameters" in cell.metadata.get("tags", []) for cell in code) == 1
     shows_results = {"local_results": "data/runs", "profile": "cpu", "train": False}
     publish.check_parameters(path, {} if path.stem in publish.LESSONS else shows_results)
 
 
 def test_every_page_of_the_contents_exists_and_every_notebook_is_in_it() -> None:
-    entries = set(publish._toc_entries(yaml.safe_load((ROOT / "book/_toc.yml").read_text())))
+    entries = set(toc_entries(yaml.safe_load((ROOT / "book/_toc.yml").read_text())))
     notebooks = {f"notebooks/{path.stem}" for path in NOTEBOOKS}
     assert notebooks == {entry for entry in entries if entry.startswith("notebooks/")}
     assert all((ROOT / f"book/{entry}.md").exists() for entry in entries - notebooks)
@@ -217,36 +221,10 @@ def test_the_readme_is_the_floor_plan() -> None:
 # --- a whole site, from a smoke run -----------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the project in which `smoke` was trained and the book built strictly; its _build/html."""
-    copy = tmp_path_factory.mktemp("smoke") / "project"
-    ignore = shutil.ignore_patterns(
-        ".git", ".venv", "_build", "build", "raw", "runs", "generated", ".*_cache", ".stage"
-    )
-    shutil.copytree(ROOT, copy, ignore=lambda folder, names: ignore(folder, names) | (
-        {"notebooks"} & set(names) if Path(folder).name == "book" else set()
-    ))  # fmt: skip
-    bin_folder = str(Path(sys.executable).parent)
-    environment = os.environ | {"PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}"}
-    data = ["--data", str(ROOT / "data/raw")] if (ROOT / "data/raw/cifar-10-batches-bin").is_dir() else []
-    module = [sys.executable, "-m", "decoupled"]
-    build = "jupyter-book build book --config _config.yml --path-output . --all -W --keep-going -n"
-    for command in (
-        [*module, "run", "--profile", "smoke", *data],
-        [*module, "notebooks"],
-        build.split(),
-        [*module, "check", "_build/html"],
-    ):
-        done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"{command}: {done.stdout[-3000:]}{done.stderr[-3000:]}"
-    return copy / "_build/html"
-
-
 def test_the_site_has_every_page_and_asks_no_other_host(site: Path) -> None:
-    pages, problems = publish.check_site(site, ROOT / "book/_toc.yml")
+    pages, problems = check_site(site, ROOT / "book/_toc.yml")
     assert problems == []
-    assert pages >= len(publish._toc_entries(yaml.safe_load((ROOT / "book/_toc.yml").read_text())))
+    assert pages >= len(toc_entries(yaml.safe_load((ROOT / "book/_toc.yml").read_text())))
 
 
 def test_the_site_shows_this_machines_smoke_run_and_both_themes(site: Path) -> None:
@@ -264,7 +242,7 @@ def test_broken_sites_are_found(site: Path, tmp_path: Path) -> None:
     (copy / "protocol.html").unlink()
     page = copy / "references.html"
     page.write_text(page.read_text().replace("</body>", '<script src="https://example.org/x.js"></script></body>'))
-    _, problems = publish.check_site(copy, ROOT / "book/_toc.yml")
+    _, problems = check_site(copy, ROOT / "book/_toc.yml")
     text = "\n".join(problems)
     assert "protocol.html is in the table of contents but missing or empty" in text
     assert "references.html: <script> loads https://example.org/x.js" in text

@@ -130,6 +130,23 @@ def test_a_process_ends_the_same_way(line, tmp_path):
     assert done.stderr.startswith("decoupled: ") and done.stderr.count("\n") == 1
 
 
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("shell", "status", "wanted"),
+    [
+        ("> /dev/full", 1, "decoupled: [Errno 28] No space left on device\n"),
+        ("| true", 1, "decoupled: [Errno 32] Broken pipe\n"),
+        (">&-", 0, ""),
+    ],
+)
+def test_output_that_goes_nowhere_is_one_line_too(shell, status, wanted):
+    code = "import time; time.sleep(1); from decoupled.__main__ import main; raise SystemExit(main())"
+    line = f'{sys.executable} -c "{code}" convert --from paper --to torch --alpha 1 --decay 1 {shell}'
+    line = f"unset PYTHONUNBUFFERED; {line}; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", line], stderr=subprocess.PIPE, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (status, wanted)
+
+
 @pytest.mark.parametrize(
     ("line", "wanted"),
     [
@@ -138,6 +155,7 @@ def test_a_process_ends_the_same_way(line, tmp_path):
         ("run --profil", "expected one argument"),
         ("run --colour red", "unrecognized arguments: --colour red"),
         ("run --workers 0", "argument --workers: must be at least 1, got 0"),
+        ("run --workers 1000000", "argument --workers: must be at most 9999, got 1000000"),
         ("run --pack two", "argument --pack: "),
         ("run --time-limit soon", "argument --time-limit: must be a number of seconds, got soon"),
         ("run --time-limit nan", "argument --time-limit: must be a number of seconds, got nan"),

@@ -1,5 +1,6 @@
 """cluster: packs on Parsl's workers, with Parsl's local provider and no network beyond loopback."""
 
+import contextlib
 import os
 import re
 import runpy
@@ -84,12 +85,22 @@ def cpu_seconds(pid):
 
 
 @pytest.fixture
-def no_orphans():
-    """Whatever the test starts must have ended soon after it."""
-    before = set(members(os.getsid(0)))
+def no_orphans(monkeypatch, tmp_path):
+    """Whatever the test starts must have ended soon after it; it is known by a mark in its environment."""
+    mark = f"STARTED_BY={tmp_path}"
+    monkeypatch.setenv(*mark.split("="))
+
+    def started():
+        found = {}
+        for entry in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                if mark.encode() in (entry / "environ").read_bytes().split(b"\0"):
+                    found[entry.name] = (entry / "cmdline").read_bytes()
+        return found
+
     yield
     end = time.monotonic() + 20
-    while left := {pid: line for pid, line in members(os.getsid(0)).items() if pid not in before}:
+    while left := started():
         assert time.monotonic() < end, left
         time.sleep(0.1)
 

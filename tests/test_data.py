@@ -93,6 +93,7 @@ def one_line(error, *parts):
         assert part in text
 
 
+@pytest.mark.faults
 def test_missing_file(small, tmp_path):
     (write(tmp_path, make_records()) / "data_batch_4.bin").unlink()
     with pytest.raises(ValueError) as error:
@@ -100,6 +101,7 @@ def test_missing_file(small, tmp_path):
     one_line(error, "data_batch_4.bin is missing", str(tmp_path), "python -m decoupled fetch", "DATA=")
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("size", [0, 1, SMALL * 3073 - 1, SMALL * 3073 + 1])
 def test_wrong_size(small, tmp_path, size):
     path = write(tmp_path, make_records()) / "test_batch.bin"
@@ -109,6 +111,7 @@ def test_wrong_size(small, tmp_path, size):
     one_line(error, str(path), f"has {size} bytes, expected {SMALL * 3073}")
 
 
+@pytest.mark.faults
 def test_label_above_nine(small, tmp_path):
     records = make_records()
     records[3, 7, 0] = 10
@@ -147,6 +150,7 @@ def test_find_takes_data_raw(elsewhere, place):
     assert said == []
 
 
+@pytest.mark.faults
 def test_find_does_not_pass_over_damaged_files(elsewhere):
     (write(elsewhere / "data/raw", make_records()) / "data_batch_1.bin").write_bytes(b"")
     with pytest.raises(ValueError, match="has 0 bytes"):

@@ -91,6 +91,7 @@ RESUMED = {
 }
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("runs", RESUMED.values(), ids=RESUMED)
 @pytest.mark.parametrize("where", ["at the end of an epoch", "within an epoch"])
 def test_a_resumed_pack_ends_with_the_bits_of_an_uninterrupted_one(runs, where, images, monkeypatch, tmp_path):
@@ -160,6 +161,7 @@ def bad_checkpoints(folder, runs, images, monkeypatch):
     yield "other runs", file.read_bytes()
 
 
+@pytest.mark.faults
 def test_a_damaged_or_foreign_checkpoint_is_passed_over(images, monkeypatch, tmp_path):
     few = images._replace(test_x=images.test_x[:50], test_y=images.test_y[:50])
     runs = different(precision="float32", epochs=2)[:2]
@@ -188,6 +190,7 @@ def test_a_long_run_is_trained_in_pieces_of_limited_time(images, tmp_path):
 # --- divergence ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.faults
 def test_divergence_is_recorded_with_the_step_at_which_the_loss_ceased_to_be_finite(images):
     # decay of 1e10 per step multiplies the weights by -1e10 each time: the loss overflows after several steps
     run = tiny("sgdw", 0.1, 1e10, schedule="fixed", epochs=6, evaluations=6)
@@ -203,6 +206,7 @@ def test_divergence_is_recorded_with_the_step_at_which_the_loss_ceased_to_be_fin
     assert len(result["loss_curve"]) == first // run.steps_per_epoch + 1 == len(result["eval_epochs"])
 
 
+@pytest.mark.faults
 def test_a_diverging_run_leaves_its_neighbours_alone(images):
     good = [tiny(alpha=0.1, seed=1), tiny(alpha=0.03, seed=2)]
     bad = [tiny(alpha=1e250, seed=1), tiny(alpha=1e250, seed=3)]
@@ -215,6 +219,7 @@ def test_a_diverging_run_leaves_its_neighbours_alone(images):
         assert math.isnan(result["test_error"]) and math.isnan(result["train_loss"])
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("alpha", [1e308, 1e38], ids=["infinite weights", "finite weights, no finite prediction"])
 def test_what_the_very_last_update_breaks_counts_as_diverged(images, alpha, precision):

@@ -143,6 +143,8 @@ def test_unknown_and_missing_fields_are_named():
     fields = BASE.to_dict()
     with pytest.raises(ValueError, match=r"^unknown field\(s\): colour, momentum$"):
         RunConfig.from_dict(fields | {"momentum": 0.9, "colour": "red"})
+    with pytest.raises(ValueError, match=r"^unknown field\(s\): 3, None, a\\nb$"):
+        RunConfig.from_dict({**fields, None: 1, 3: 1, "a\nb": 1})
     del fields["alpha"], fields["seed"]
     with pytest.raises(ValueError, match=r"^missing field\(s\): alpha, seed$"):
         RunConfig.from_dict(fields)
@@ -151,6 +153,7 @@ def test_unknown_and_missing_fields_are_named():
 BAD = [
     # types
     ({"alpha": "0.1"}, "alpha must be float, got '0.1'"),
+    ({"alpha": 10**400}, "alpha must be float, got 1000"),
     ({"alpha": None}, "alpha must be float, got None"),
     ({"alpha": True}, "alpha must be float, got True"),
     ({"epochs": 10.0}, "epochs must be int, got 10.0"),
@@ -194,14 +197,14 @@ BAD = [
     *(({"train_size": n}, f"train_size must be 1..45000 or 50000, got {n}") for n in (0, 45_001, 49_999, 50_001)),
     *(
         ({"epochs": 9, "snapshots": text}, f"snapshots must be rising epochs in 1..9, such as 5,15: {text!r}")
-        for text in ("0", "10", "3,2", "3,3", "3,", ",", "a", "3 ,4", "03", "-1", "1.0", "٣")
+        for text in ("0", "10", "3,2", "3,3", "3,", ",", "a", "3 ,4", "03", "-1", "1.0", "٣", "1" * 5000)
     ),
     ({"schedule": "triangle"}, "unknown schedule 'triangle'; known: fixed"),
     ({"schedule": "step(2, 30)"}, "schedule 'step(2, 30)': a factor above 1"),
 ]
 
 
-@pytest.mark.parametrize(("change", "message"), BAD, ids=[str(change) for change, _ in BAD])
+@pytest.mark.parametrize(("change", "message"), BAD, ids=[str(change)[:60] for change, _ in BAD])
 def test_a_bad_field_is_one_clear_line(change, message):
     with pytest.raises(ValueError) as error:
         RunConfig.from_dict(BASE.to_dict() | change)

@@ -104,7 +104,7 @@ class Crew:
         threading.Timer(self.takes, self.train, (future, *args)).start()
         return future
 
-    def train(self, future, pack, folder, device, data_folder, checkpoint_s, stop):
+    def train(self, future, pack, folder, device, data_folder, checkpoint_s, hang_s, stop):
         self.flying -= 1
         mine = {run.key() for run in pack}
         checkpoint = checkpoint_of(folder, [run.key() for run in pack])
@@ -178,6 +178,7 @@ def test_nothing_is_measured_or_started_when_all_is_done(carry_out):
     assert carry_out([])[0] == Report()
 
 
+@pytest.mark.faults
 def test_a_run_that_fails_is_reported_once_in_one_line_and_the_rest_goes_on(carry_out, tmp_path):
     runs = [tiny(seed) for seed in range(6)]
     bad = keys([runs[0], runs[3]])
@@ -187,6 +188,7 @@ def test_a_run_that_fails_is_reported_once_in_one_line_and_the_rest_goes_on(carr
     assert stored(tmp_path) == keys(runs) - bad
 
 
+@pytest.mark.faults
 def test_a_store_that_another_sweep_holds_is_left_alone(carry_out, tmp_path):
     folder = Store(tmp_path / "results")
     folder.open_for_writing()
@@ -198,6 +200,7 @@ def test_a_store_that_another_sweep_holds_is_left_alone(carry_out, tmp_path):
 # --- workers that die ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.faults
 def test_a_run_whose_worker_died_is_tried_again(carry_out, tmp_path):
     runs = [tiny(seed) for seed in range(6)]
     report, said, crew = carry_out(runs, deadly={runs[1].key(): 2})
@@ -205,6 +208,7 @@ def test_a_run_whose_worker_died_is_tried_again(carry_out, tmp_path):
     assert stored(tmp_path) == keys(runs) and sum(runs[1] in pack for pack in crew.submitted) == 3
 
 
+@pytest.mark.faults
 def test_a_run_that_always_kills_its_worker_fails_alone(carry_out, tmp_path):
     runs = [tiny(seed) for seed in range(6)]
     report, _, crew = carry_out(runs, count=3, deadly={runs[1].key(): 99})
@@ -213,12 +217,14 @@ def test_a_run_that_always_kills_its_worker_fails_alone(carry_out, tmp_path):
     assert sum(runs[1] in pack for pack in crew.submitted) == 3  # not for ever
 
 
+@pytest.mark.faults
 def test_a_death_after_a_new_checkpoint_does_not_count(carry_out, tmp_path):
     run = tiny()
     report, _, crew = carry_out([run], deadly={run.key(): 9}, further=True)
     assert report == Report(trained=1) and len(crew.submitted) == 10
 
 
+@pytest.mark.faults
 def test_what_a_dead_worker_had_stored_counts_as_trained(carry_out, tmp_path, monkeypatch):
     runs = [tiny(0), tiny(1), tiny(2)]
 
@@ -239,6 +245,7 @@ def test_what_a_dead_worker_had_stored_counts_as_trained(carry_out, tmp_path, mo
 # --- memory -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.faults
 def test_a_pack_that_does_not_fit_is_halved_and_the_limit_is_remembered(carry_out, tmp_path):
     runs = [tiny(seed) for seed in range(12)]
     report, said, crew = carry_out(runs, pack_size=8, memory=3, count=1)
@@ -255,6 +262,7 @@ def test_a_pack_that_does_not_fit_is_halved_and_the_limit_is_remembered(carry_ou
     assert [len(pack) for pack in crew.submitted] == [2, 2, 1, 4] and not said  # another size has its own limit
 
 
+@pytest.mark.faults
 def test_a_run_that_does_not_fit_alone_fails_with_what_to_do_and_the_rest_goes_on(carry_out, tmp_path):
     runs = [tiny(seed) for seed in range(2)]
     report, said, _ = carry_out(runs, pack_size=2, memory=0)
@@ -263,6 +271,7 @@ def test_a_run_that_does_not_fit_alone_fails_with_what_to_do_and_the_rest_goes_o
     assert said[-1].endswith(f" failed: {what}")
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"[2]", b"\xff", b'{"A GPU with 80 GB/cnn/2/32/float32": 0}', b'{"x": true}', b"[" * 99_999]
 )
@@ -323,6 +332,7 @@ def checkpoint(folder, runs, content="half a pack"):
     return path
 
 
+@pytest.mark.faults
 def test_rubbish_is_removed_and_results_and_checkpoints_stay(carry_out, tmp_path):
     folder, runs = tmp_path / "results", [tiny(seed) for seed in range(4)]
     carry_out(runs[:2])
@@ -367,6 +377,7 @@ def interrupt(monkeypatch, times):
     monkeypatch.setattr(sweep, "wait", wait_or_stop)
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("deadly", [False, True])
 def test_ctrl_c_lets_running_packs_finish_and_starts_no_other(carry_out, tmp_path, monkeypatch, deadly):
     runs = [tiny(seed) for seed in range(6)]
@@ -376,6 +387,7 @@ def test_ctrl_c_lets_running_packs_finish_and_starts_no_other(carry_out, tmp_pat
     assert stored(tmp_path) == keys(runs[: 1 if deadly else 2])
 
 
+@pytest.mark.faults
 def test_a_second_ctrl_c_stops_at_once(tmp_path, monkeypatch):
     interrupt(monkeypatch, 2)
     crew = Crew(takes=0.5)

@@ -452,6 +452,19 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "from l2 with AdamW": ({"source": "l2"}, "l2 has no equivalent for adamw: Adam divides the gradient of the "),
     "to l2 with AdamW": ({"target": "l2"}, "l2 has no equivalent for adamw: Adam divides the gradient of the "),
     "too large": ({"decay": 1e300, "alpha": 1e-300}, "the result is out of the range of floating-point numbers; "),
+    "no ratio of sizes": (
+        {"source": "normalized", "batch_size": 1, "train_size": 1e300, "epochs": 1e300},
+        "the result is out of the range of floating-point numbers; ",
+    ),
+    "no ratio of sizes in the target": (
+        {"target": "normalized", "batch_size": 1, "train_size": 1e300, "epochs": 1e300},
+        "the result is out of the range of floating-point numbers; ",
+    ),
+    "a size below all numbers": (
+        {"source": "normalized", "batch_size": 1, "train_size": 1e-300, "epochs": 1e-300},
+        "the result is out of the range of floating-point numbers; ",
+    ),
+    "decay above all numbers": ({"decay": 10**400}, "decay must be a finite number >= 0, got 1000"),
     "too small": (
         {"decay": 1e-300, "alpha": 1e-300, "source": "torch", "target": "paper"},
         "the result is out of the range of floating-point numbers; ",

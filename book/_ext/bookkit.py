@@ -12,10 +12,14 @@
 
     The caption.
     ```
+
+Below its caption stands, folded away, the command that made it: that of the experiment NAME if the caption says
+``{val}`made.NAME` ``, else that of the notebook whose page it is on. A picture drawn by hand has none.
 """
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +104,40 @@ class ThemedFigure(Figure):
             box = nodes.container(classes=["themed-figure"])
             day.parent.replace(day, box)
             box += [day, night]
+            if made_by := self.made_by():
+                legend = next(iter(figure.findall(nodes.legend)), None)
+                if legend is None:
+                    figure += (legend := nodes.legend())
+                legend += made_by
         return produced
+
+    def made_by(self) -> list[nodes.Node]:
+        """The commands that make this picture and a link to its notebook, in a box that opens; [] if drawn by hand."""
+        env = self.state.document.settings.env
+        results = re.search(r"\{val\}`made\.(\w+)`", "\n".join(self.content))
+        notebook = results[1] if results else env.docname.removeprefix("notebooks/")
+        if "generated/" not in self.arguments[0] or not (results or env.docname.startswith("notebooks/")):
+            return []
+        commands, how = [f".venv/bin/python -m decoupled notebooks {notebook}"], "This draws it again."
+        if results:
+            env.note_dependency(env.config.bookkit_values)
+            try:
+                values = json.loads(Path(env.srcdir, env.config.bookkit_values).read_text(encoding="utf-8"))
+                profile = look_up(values, "published.profile")
+            except (OSError, KeyError) as error:
+                raise self.error(f"{env.config.bookkit_values} does not name the published profile: {error}") from None
+            commands.append(f"make reproduce PROFILE={profile} EXPERIMENTS={notebook}")
+            how = "The first line draws it again from the published runs, the second trains those runs anew."
+        options = env.config.html_theme_options
+        path = f"notebooks/{notebook}.ipynb"
+        source = f"{options['repository_url']}/blob/{options['repository_branch']}/{path}"
+        text = "\n".join(commands)
+        return [
+            nodes.raw("", '<details class="made-by"><summary>Show the command that made this</summary>', format="html"),
+            nodes.literal_block(text, text, language="bash"),
+            nodes.paragraph("", "", nodes.Text(f"{how} Source: "), nodes.reference("", path, refuri=source)),
+            nodes.raw("", "</details>", format="html"),
+        ]
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

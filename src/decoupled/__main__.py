@@ -1,12 +1,15 @@
-"""python -m decoupled: run, status, estimate, verdicts, compare, convert, fetch, export, import, notebooks, check."""
+"""python -m decoupled: run, status, estimate, verdicts, compare, convert, fetch, export, import, notebooks, finish,
+pdf, check."""
 
 import argparse
 import contextlib
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Container, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -22,9 +25,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Carry out one command; bad input ends in one line on stderr and exit status 1 (2 for a wrong command line)."""
     args = _parser().parse_args(argv)
     try:
-        return args.command(args)
+        status = args.command(args)
+        print(end="", flush=True)  # a full disk and a closed pipe show here, not after the end
+        return status
     except (ValueError, OSError, RuntimeError) as err:
-        print(f"decoupled: {(str(err).splitlines() or [type(err).__name__])[0]}", file=sys.stderr)
+        line = (str(err).splitlines() or [""])[0] or type(err).__name__
+        print("decoupled:", "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line), file=sys.stderr)
+        try:
+            print(end="", flush=True)
+        except OSError:  # Python would try once more at the end, and say so at length
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
         print("decoupled: stopped; finished runs are kept, the same command goes on from here", file=sys.stderr)
@@ -62,16 +72,9 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     run.add_argument("--yes", action="store_true", help="go on even if it takes more than a day")
     run.add_argument("--dry-run", action="store_true", help="list the missing runs in order, train nothing")
+    run.add_argument("--key", nargs="+", default=(), help="only the runs with these keys, such as the explorer shows")
     command("status", status_command, "what is done and what is missing", "store")
-    command(
-        "estimate",
-        estimate_command,
-        "time what is missing, by a measurement",
-        "profile",
-        "experiments",
-        "store",
-        "workers",
-    )
+    command("estimate", estimate_command, "time what is missing", "profile", "experiments", "store", "workers")
     verdicts = command("verdicts", verdicts_command, "the verdict on every claim", "profile", "store")
     verdicts.add_argument("--json", action="store_true", help="as JSON")
     command("compare", compare_command, "this machine's results against the published ones", "profile", "store")
@@ -93,15 +96,20 @@ def _parser() -> argparse.ArgumentParser:
     merge.add_argument("file", type=Path)
     notebooks = command("notebooks", notebooks_command, "execute the notebooks for the book", "store")
     notebooks.add_argument("names", nargs="*", help="only these (default: all)")
+    finish = command(
+        "finish", finish_command, "make the built site ready to publish: a policy in each page, no ballast"
+    )
+    pdf = command("pdf", pdf_command, "print the built site as one PDF, into the site (needs Chromium)")
     check = command("check", check_command, "check the built site: pages, links, no request elsewhere")
-    check.add_argument("site", type=Path, nargs="?", default=Path("_build/html"))
+    for sub in (finish, pdf, check):
+        sub.add_argument("site", type=Path, nargs="?", default=Path("_build/html"))
     return parser
 
 
 def _positive(text: str) -> int:
     value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    if not 1 <= value <= 9999:
+        raise argparse.ArgumentTypeError(f"must be at {'least 1' if value < 1 else 'most 9999'}, got {text}")
     return value
 
 
@@ -162,7 +170,10 @@ def _sweep(
 def _stages(
     args: argparse.Namespace, profile: str, source: str, failed: Container[str]
 ) -> Iterator[tuple[str, list[RunConfig]]]:
-    """Experiment by experiment the grid and, as soon as all of it is stored or failed, the chosen cells."""
+    """Experiment by experiment the grid and, as soon as all of it is stored or failed, the chosen cells; or `key`."""
+    if args.key:
+        yield "keys", sweep.with_keys(args.key, profile, source)
+        return
     for name in args.experiments:
         grid = plan.grid_runs(name, profile, source)
         yield f"{name}, grid", grid
@@ -186,11 +197,14 @@ def run_command(args: argparse.Namespace) -> int:
     images = data.find(args.data, allow_download=not args.dry_run, required=profile not in ("smoke", "cpu"))
     print(f"profile {profile}: {plan.PROFILES[profile].about}")
     print(f"images: {images.source}, fingerprint {images.fingerprint}", flush=True)
+    made = local.frame(curves=False).query("dataset == @images.source and fingerprint != @images.fingerprint")
+    if len(made):
+        print(f"{len(made)} stored run(s) have other images: move them out of {args.store} to train them again")
     failed: dict[str, str] = {}
     limit = None if args.time_limit is None else max(0.0, args.time_limit - (time.monotonic() - started))
     with _sweep(args, profile, args.data, limit) as sweeper:
         table, hours = sweep.estimate(
-            sweep.outlook(args.experiments, profile, images.source, local.frame(curves=False)), sweeper
+            sweep.outlook(args.experiments, profile, images.source, local.frame(curves=False), args.key), sweeper
         )
         print(table, flush=True)
         in_parts = args.time_limit is not None and args.time_limit < 24 * 3600
@@ -214,7 +228,7 @@ def run_command(args: argparse.Namespace) -> int:
                 flush=True,
             )
             failed |= report.failed
-        views = sweep.outlook(args.experiments, profile, images.source, local.frame(curves=False))
+        views = sweep.outlook(args.experiments, profile, images.source, local.frame(curves=False), args.key)
         if not args.dry_run and any(view.missing for view in views):
             print(sweep.estimate(views, sweeper)[0])
     if failed:
@@ -225,8 +239,9 @@ def run_command(args: argparse.Namespace) -> int:
 
 
 def status_command(args: argparse.Namespace) -> int:
-    """One line per profile and experiment: runs finished here, runs published, runs in the plan."""
-    local, published = store.Store(args.store).frame(curves=False), store.published(PUBLISHED)
+    """Runs finished here, published and planned; then what runs here, has failed and why, or cannot be used and why."""
+    here_now = store.Store(args.store)
+    local, published = here_now.frame(curves=False), store.published(PUBLISHED)
     print(f"{'profile':8} {'experiment':15} {'here':>12} {'published':>12}")
     for profile in plan.PROFILES:
         here, there = (
@@ -236,6 +251,15 @@ def status_command(args: argparse.Namespace) -> int:
         for ours, theirs in zip(here, there, strict=True):
             counts = [f"{view.done}/{view.planned}" for view in (ours, theirs)]
             print(f"{profile:8} {ours.experiment:15} {counts[0]:>12} {counts[1]:>12}")
+    running, failed = sweep.running(here_now), sweep.failed(here_now)
+    groups = {"running": sorted(running)}
+    for key in failed.keys() - running:
+        groups.setdefault(f"failed, {failed[key]}", []).append(key)
+    groups |= {f"{why}, in {args.store}/quarantine": keys for why, keys in here_now.put_aside().items()}
+    for what, keys in groups.items():
+        if keys:
+            print(f"{what}: {len(keys)} run(s), {', '.join(sorted(keys))}")
+    plan.same_images(local)  # says what the book leaves out
     return 0
 
 
@@ -251,13 +275,14 @@ def estimate_command(args: argparse.Namespace) -> int:
 
 def _rows(args: argparse.Namespace) -> tuple[str, pd.DataFrame]:
     """A profile and its local results; for `auto` without local results the best published profile."""
-    frame = store.Store(args.store).frame()
+    aside = partial(print, file=sys.stderr)  # stdout may be JSON
+    frame = plan.same_images(store.Store(args.store, aside).frame(), aside)
     if args.profile != "auto":
         profile = _profile(args.profile)
         return profile, plan.rows(frame, profile)
     profile = _profile("auto")
     if plan.rows(frame, profile).empty:
-        published = store.published(PUBLISHED)
+        published = store.published(PUBLISHED, aside)
         profile = next((name for name in plan.RANK if name in published), profile)
         return profile, published.get(profile, frame.iloc[:0])
     return profile, plan.rows(frame, profile)
@@ -340,11 +365,28 @@ def notebooks_command(args: argparse.Namespace) -> int:
     return 1 if refused else 0
 
 
+def finish_command(args: argparse.Namespace) -> int:
+    """Finish the built site."""
+    from decoupled import site
+
+    print(f"{args.site}: {site.finish(args.site)} pages finished")
+    return 0
+
+
+def pdf_command(args: argparse.Namespace) -> int:
+    """Print the built site as one PDF, and offer it on the start page."""
+    from decoupled import pdf, site
+
+    print(pdf.write_pdf(args.site))
+    site.finish(args.site)
+    return 0
+
+
 def check_command(args: argparse.Namespace) -> int:
     """Check the built site."""
-    from decoupled import publish
+    from decoupled import site
 
-    pages, problems = publish.check_site(args.site)
+    pages, problems = site.check_site(args.site)
     print(*problems, sep="\n", end="\n" if problems else "")
     print(f"{args.site}: {pages} pages, {len(problems)} problem(s)")
     return 1 if problems else 0

@@ -28,7 +28,9 @@ def planned(frame: pd.DataFrame, profile: str, experiment: str) -> pd.DataFrame:
 
 
 def curve(label: str, rows: pd.DataFrame, name: str, look: int, *, at_evaluations: bool = False) -> Line:
-    """A curve of runs of one length, one list per seed; diverged runs are left out."""
+    """A curve of runs of one length, one list per seed; diverged runs are left out, and counted in the label."""
+    if diverged := int((rows["diverged_step"] >= 0).sum()):
+        label = f"{label}, without {diverged} diverged"
     rows = rows[rows["diverged_step"] < 0].sort_values("seed")
     seeds = [list(values) for values in rows[name]]
     if not seeds:

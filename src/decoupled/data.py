@@ -34,7 +34,8 @@ RECORD = 1 + 3 * 32 * 32  # bytes: the label; then the red, the green and the bl
 RAW = Path("data/raw")
 
 ARCHIVE = "cifar-10-binary.tar.gz"
-MD5 = "c32a1d4ab5d03f1284b67883e8d87530"  # of the archive, as published beside it
+SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"  # of the archive
+ARCHIVE_BYTES = 170_052_171
 MIRRORS = (
     f"https://www.cs.toronto.edu/~kriz/{ARCHIVE}",
     f"https://storage.googleapis.com/s4tf-hosted-binaries/datasets/CIFAR10/{ARCHIVE}",
@@ -153,7 +154,7 @@ def fetch(
     budget_s: float = 600,
     connect_s: float = 10,
     progress: bool = True,
-    md5: str = MD5,
+    sha256: str = SHA256,
 ) -> Path:
     """Downloads CIFAR-10 into `folder` and returns the cifar-10-batches-bin there; does nothing if it is complete.
 
@@ -161,6 +162,8 @@ def fetch(
     server may be silent; `budget_s`: seconds for everything, of which each mirror but the last gets half of what is
     left. The files appear all at once or not at all. OSError, with the reason for each host, if no mirror serves.
     """
+    import fcntl  # POSIX only, like make
+
     home = Path(folder)
     final = home / FOLDER
     if final.exists() and any(final.iterdir()):
@@ -170,6 +173,10 @@ def fetch(
             raise OSError(f"{final} is in the way, move it away before a download: {error}") from None
         return final
     home.mkdir(parents=True, exist_ok=True)
+    for lock in home.glob(".fetch-*/lock"):  # left by a fetch that was killed; one that lives holds its lock
+        with contextlib.suppress(OSError), open(lock, "a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(lock.parent)
     end = time.monotonic() + budget_s
     sources = [(urlsplit(address).hostname, address) for address in mirrors]
     if own := os.environ.get("DATA_URL"):
@@ -177,9 +184,12 @@ def fetch(
     reasons = []
     for i, (name, address) in enumerate(sources, 1):
         seconds = (end - time.monotonic()) / (1 if i == len(sources) else 2)
-        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=home, ignore_cleanup_errors=True) as temporary:
+        place = tempfile.TemporaryDirectory(prefix=".fetch-", dir=home, ignore_cleanup_errors=True)
+        with place as temporary, open(Path(temporary, "lock"), "w") as file:
+            with contextlib.suppress(OSError):  # a drive without locks: then nothing is ever taken for left
+                fcntl.flock(file, fcntl.LOCK_EX)
             try:
-                archive = _download(address, temporary, md5, seconds, connect_s, progress and sys.stderr.isatty())
+                archive = _download(address, temporary, sha256, seconds, connect_s, progress and sys.stderr.isatty())
                 _unpack(archive, unpacked := Path(temporary, FOLDER))
                 _check_sizes(unpacked)
                 with contextlib.suppress(OSError):  # another process may have been first
@@ -201,14 +211,15 @@ def _reason(error: BaseException) -> str:
     return text.splitlines()[0].split(" for url")[0].removesuffix(f"; {HOW}")
 
 
-def _check_protocol(address: str) -> None:
-    parts = urlsplit(address)
-    if parts.scheme != "https" and (parts.scheme, parts.hostname) != ("http", "127.0.0.1"):  # the latter is for tests
+def _check_protocol(address: str, asked: str) -> None:
+    """ValueError unless `address`, to which `asked` led, is https; or both are http on this machine, as in tests."""
+    parts = [urlsplit(place) for place in (address, asked)]
+    if parts[0].scheme != "https" and {(x.scheme, x.hostname) for x in parts} != {("http", "127.0.0.1")}:
         raise ValueError("not an https address")
 
 
-def _download(address: str, folder: str, md5: str, seconds: float, connect_s: float, show: bool) -> Path:
-    """The verified archive in `folder`, or an exception when `seconds` are over.
+def _download(address: str, folder: str, sha256: str, seconds: float, connect_s: float, show: bool) -> Path:
+    """The verified archive in `folder`, or an exception when `seconds` are over or more comes than the archive has.
 
     The transfer has a thread of its own: the time-outs of a socket start anew with every byte, so they end neither a
     transfer that drips nor the look-up of a name.
@@ -216,20 +227,20 @@ def _download(address: str, folder: str, md5: str, seconds: float, connect_s: fl
     import pooch
     from tqdm import tqdm
 
-    _check_protocol(address)
+    _check_protocol(address, address)
     stopped = threading.Event()
     responses: list[Any] = []
     outcome: list[str | Exception] = []
 
     def on_response(response: Any, **_: object) -> None:
         responses.append(response)
-        _check_protocol(urljoin(response.url, response.headers.get("location", "")))
+        _check_protocol(urljoin(response.url, response.headers.get("location", "")), address)
         if stopped.is_set():
             raise TimeoutError
 
     def work() -> None:
         try:
-            outcome.append(pooch.retrieve(address, f"md5:{md5}", ARCHIVE, folder, downloader=downloader))
+            outcome.append(pooch.retrieve(address, f"sha256:{sha256}", ARCHIVE, folder, downloader=downloader))
         except Exception as error:
             outcome.append(error)
         for response in responses:
@@ -238,21 +249,23 @@ def _download(address: str, folder: str, md5: str, seconds: float, connect_s: fl
     pooch.get_logger().setLevel("WARNING")  # its notice of each download is not for a notebook's stderr
     with tqdm(total=1, unit="B", unit_scale=True, desc=ARCHIVE, leave=False, disable=not show) as bar:
         downloader = pooch.HTTPDownloader(
-            progressbar=bar,
-            chunk_size=2**16,
-            timeout=(connect_s, connect_s),
+            progressbar=bar, chunk_size=2**16, timeout=(connect_s, connect_s), hooks={"response": on_response},
             headers={"Accept-Encoding": "identity"},  # else a server that takes .gz for an encoding has it unpacked
-            hooks={"response": on_response},
-        )
+        )  # fmt: skip
         thread = threading.Thread(target=work, name="download", daemon=True)
         thread.start()
+        end, too_much = time.monotonic() + seconds, False
         try:
-            thread.join(max(seconds, 0))
+            while thread.is_alive() and not too_much and (left := end - time.monotonic()) > 0:
+                thread.join(min(left, 0.2))
+                too_much = any(response.raw.tell() > ARCHIVE_BYTES for response in responses)
         finally:
             stopped.set()
             for response in responses:
                 with contextlib.suppress(OSError, ValueError, RuntimeError):  # it has ended already
                     response.raw.shutdown()  # wakes the thread if it waits for bytes
+    if too_much:
+        raise ValueError("it sends more than the archive has")
     result = outcome[0] if outcome else TimeoutError(f"not finished within {max(seconds, 0):.0f} s")
     if isinstance(result, Exception):
         raise result
@@ -263,7 +276,7 @@ def _unpack(archive: Path, folder: Path) -> None:
     """Writes the known plain files of the archive into `folder`, and nothing else whatever the archive holds."""
     folder.mkdir()
     wanted = {f"{FOLDER}/{name}": name for name in (*BATCHES, "batches.meta.txt")}
-    with tarfile.open(archive) as tar:
+    with tarfile.open(archive, "r:gz") as tar:
         for member in tar:
             if (name := wanted.pop(member.name, None)) is None:
                 continue

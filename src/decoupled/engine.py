@@ -11,6 +11,7 @@ import os
 import platform
 import time
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -113,6 +114,7 @@ def train(
     checkpoint: Path | None = None,
     checkpoint_s: float = 300.0,
     time_limit: float | None = None,
+    epoch_done: Callable[[], None] = lambda: None,
 ) -> list[dict[str, Any]]:
     """Train the runs as one pack and return their results, in the same order.
 
@@ -124,7 +126,8 @@ def train(
 
     `checkpoint` names a file that is written at most every `checkpoint_s` seconds, at the end of an epoch, and read
     if it exists and belongs to these runs; a resumed pack ends with the same bits on the same kind of device. At the
-    first end of an epoch after `time_limit` seconds it is written too, and OutOfTime raised.
+    first end of an epoch after `time_limit` seconds it is written too, and OutOfTime raised. `epoch_done` is called at
+    the end of every epoch.
 
     Raises ValueError if the runs do not share a shape or the images are not those they ask for, torch.OutOfMemoryError
     if the device's memory does not hold the pack.
@@ -160,6 +163,7 @@ def train(
             book.test.append(pack.errors(parts.test_x, parts.test_y, batch))
         if epoch + 1 in snapshots:
             book.probabilities.append([packed(p) for p in pack.probabilities(parts.test_x, batch)])
+        epoch_done()
         now = time.monotonic()
         book.seconds = spent + now - started
         if min(book.diverged) >= 0:
@@ -268,8 +272,12 @@ class Book:
         part = path.with_name(f"{path.name}.{os.getpid()}.part")
         content = io.BytesIO()
         torch.save({"book": {name: getattr(self, name) for name in self.FIELDS}, "pack": pack.tensors()}, content)
-        part.write_bytes(hashlib.sha256(content.getbuffer()).digest() + content.getbuffer())  # torch.load checks no sum
-        os.replace(part, path)
+        try:  # torch.load checks no sum
+            part.write_bytes(hashlib.sha256(content.getbuffer()).digest() + content.getbuffer())
+            os.replace(part, path)
+        except OSError:  # on a full disk, half a file takes room that others need
+            part.unlink(missing_ok=True)
+            raise
 
     def load(self, path: Path, pack: Pack) -> None:
         """Take up a checkpoint; one that is unreadable or belongs to other runs is passed over."""

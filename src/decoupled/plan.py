@@ -278,5 +278,21 @@ def rows(frame: pd.DataFrame, profile: str, experiment: str | None = None) -> pd
     return frame[pd.Series(mine, index=frame.index, dtype=bool)].reset_index(drop=True)
 
 
+def same_images(frame: pd.DataFrame, say: Callable[[str], None] = print) -> pd.DataFrame:
+    """The rows of a frame without those that were made from other images than most of their data set, which are named.
+
+    Results are comparable only if the images were the same, to the bit: their fingerprint is kept with every result.
+    """
+    out = frame
+    for dataset, rows in frame.groupby("dataset"):
+        most = rows["fingerprint"].value_counts().sort_index().idxmax()
+        others = rows[rows["fingerprint"] != most]
+        if len(others):
+            made = f"made from other {dataset} images ({', '.join(sorted(set(others['fingerprint'])))}, not {most})"
+            say(f"left out: {len(others)} of {len(rows)} runs, {made}: {', '.join(others['key'])}")
+            out = out.drop(others.index)
+    return out.reset_index(drop=True)
+
+
 def _unique(runs: Iterable[RunConfig]) -> list[RunConfig]:
     return list(dict.fromkeys(runs))

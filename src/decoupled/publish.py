@@ -1,4 +1,4 @@
-"""From stored results to the built site: values for the prose, notebooks under a strict gate, checks of the pages.
+"""From stored results to what the book is built from: values for the prose, notebooks under a strict gate.
 
 papermill alone lets three kinds of rot through: an unknown parameter is a log line, a notebook without a `parameters`
 tag overwrites what it is given, and an executed notebook that holds an error still builds. Here each is an error.
@@ -13,9 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
-from decoupled import report, store, verdicts
+from decoupled import explore, report, store, verdicts
 
 NOTEBOOKS = Path("notebooks")
 EXECUTED = Path("book/notebooks")
@@ -41,7 +40,10 @@ def check_parameters(path: Path, parameters: Mapping[str, Any]) -> None:
     cells = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
     if len(cells) != 1:
         raise NotebookError(f"{path}: needs exactly one cell tagged `parameters`, has {len(cells)}")
-    known = papermill.inspect_notebook(str(path))
+    try:
+        known = papermill.inspect_notebook(str(path))
+    except ValueError as err:  # a kernelspec that papermill cannot make sense of
+        raise NotebookError(f"{path}: {err}") from None
     for name, value in parameters.items():
         if name not in known:
             raise NotebookError(f"{path}: unknown parameter {name!r}; known: {', '.join(known)}")
@@ -159,11 +161,13 @@ def write_generated(committed: Path, folder: Path = GENERATED) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     found = report.values(results.published, profile, paper) | {"claims": verdicts.values(judged)}
     (folder / "values.json").write_text(json.dumps(found, indent=1, sort_keys=True, allow_nan=False) + "\n")
+    (folder / "in_short.md").write_text(verdicts.in_short(judged))
     (folder / "verdicts.md").write_text(verdicts.as_table(judged))
     (folder / "how_far.md").write_text(report.how_far(results.published, profile, report.load_paper(report.NUMBERS)))
     (folder / "open.md").write_text(verdicts.open_questions(judged))
     (folder / "profiles.md").write_text(report.profile_table())
     (folder / "provenance.md").write_text(report.provenance(store.published(committed)))
+    explore.write(folder / "site/explore", results, paper)
 
 
 def vendor_mathjax(to: Path = VENDORED / "mathjax") -> None:
@@ -177,54 +181,3 @@ def vendor_mathjax(to: Path = VENDORED / "mathjax") -> None:
         target = to / path.relative_to(source)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
-
-
-# --- the built site ---------------------------------------------------------------------------------------------------
-
-LOADING = ("script", "img", "iframe", "source", "video", "audio", "embed")
-LOADING_RELATIONS = {"stylesheet", "preload", "modulepreload", "icon", "preconnect", "dns-prefetch", "prefetch"}
-
-
-def check_site(root: Path, toc: Path = Path("book/_toc.yml")) -> tuple[int, list[str]]:
-    """Pages found and problems, one line each: missing pages of the toc, dead links and anchors, requests elsewhere."""
-    import yaml
-    from bs4 import BeautifulSoup
-
-    pages = {
-        page.resolve(): BeautifulSoup(page.read_text(encoding="utf-8"), "html.parser")
-        for page in sorted(root.rglob("*.html"))
-        if "_static" not in page.relative_to(root).parts
-    }
-    anchors = {page: {tag["id"] for tag in soup.find_all(id=True)} for page, soup in pages.items()}
-    problems = [
-        f"{name}.html is in the table of contents but missing or empty"
-        for name in _toc_entries(yaml.safe_load(toc.read_text()))
-        if not ((page := (root / f"{name}.html").resolve()) in pages and pages[page].find("h1"))
-    ]
-    for page, soup in pages.items():
-        where = page.relative_to(root.resolve()).as_posix()
-        for tag in soup.find_all(True):
-            relations = set(tag.get_attribute_list("rel"))
-            loads = tag.name in LOADING or (tag.name == "link" and LOADING_RELATIONS & relations)
-            for url in (str(tag[name]) for name in ("href", "src") if tag.get(name)):
-                parts = urlsplit(url)
-                if parts.scheme or parts.netloc:
-                    if loads and parts.scheme != "data":
-                        problems.append(f"{where}: <{tag.name}> loads {url}")
-                    continue
-                target = (page.parent / unquote(parts.path)).resolve() if parts.path else page
-                target = target / "index.html" if target.is_dir() else target
-                if not target.exists():
-                    problems.append(f"{where}: no file for {url}")
-                elif parts.fragment and target in anchors and unquote(parts.fragment) not in anchors[target]:
-                    problems.append(f"{where}: no anchor for {url}")
-    return len(pages), problems
-
-
-def _toc_entries(node: Any) -> list[str]:
-    if isinstance(node, list):
-        return [entry for item in node for entry in _toc_entries(item)]
-    if isinstance(node, dict):
-        own = [str(node[name]) for name in ("root", "file") if name in node]
-        return own + _toc_entries([value for value in node.values() if isinstance(value, list)])
-    return []

@@ -57,12 +57,15 @@ def interval(low: float, high: float) -> str:
 
 
 def mean_interval(errors: pd.Series) -> tuple[float, float, float]:
-    """Mean of errors over seeds with its 95 % t interval; NaN bounds for fewer than two seeds."""
-    n = len(errors)
+    """Mean of errors over seeds with its 95 % t interval; NaN bounds for fewer than two seeds.
+
+    A diverged run (NaN) makes all of it NaN rather than drop out, as in inference.paired.
+    """
+    n, mean = len(errors), float(errors.mean(skipna=False))
     if n < 2:
-        return (float(errors.mean()) if n else math.nan, math.nan, math.nan)
+        return mean, math.nan, math.nan
     half = float(stats.t.ppf(0.975, n - 1) * errors.std(ddof=1) / math.sqrt(n))
-    return float(errors.mean()), float(errors.mean()) - half, float(errors.mean()) + half
+    return mean, mean - half, mean + half
 
 
 def effect_table(lines: Sequence[Mapping[str, Any]], value: str = "difference, pp") -> pd.DataFrame:
@@ -183,7 +186,7 @@ def how_far(frame: pd.DataFrame, profile: str, numbers: pd.DataFrame) -> str:
     """
     rows, everything = (plan.rows(frame, profile, name) for name in ("grids", None))
     cell = evidence.select(rows, "adamw", "cosine")
-    loss = math.nan if cell is None else float(evidence.fresh(rows, cell, "train_loss").mean())
+    loss = math.nan if cell is None else float(evidence.fresh(rows, cell, "train_loss").mean(skipna=False))
     if math.isnan(loss):
         return ""
     error, lowest = evidence.fresh(rows, cell).mean(), everything["train_loss"].min()  # type: ignore[arg-type]
@@ -233,22 +236,26 @@ def _plain(x: float) -> float | None:
     return float(x) if math.isfinite(x) else None
 
 
+THEIRS = "_published"
+
+
 def compare(local: pd.DataFrame, published: pd.DataFrame, profile: str) -> pd.DataFrame:
     """Experiment by experiment, how this machine's runs agree with the published ones of the same configuration.
 
     `same bits` counts runs whose whole loss curve and test error are equal. For the others: mean and largest
-    difference in test error (pp), and the mean in units of its standard error if both were independent seeds; below 3
-    that is seed noise.
+    difference in test error (pp; infinite where one of the two diverged), and the mean in units of its standard error
+    if both were independent seeds; below 3 that is seed noise.
     """
     lines = []
     for name in plan.EXPERIMENTS:
         mine, theirs = plan.rows(local, profile, name), plan.rows(published, profile, name)
-        both = mine.merge(theirs, on="key", suffixes=("", "_published"))
-        same = (both["test_error"] == both["test_error_published"]) & (
-            both["loss_curve"] == both["loss_curve_published"]
-        )
-        other = both[~same]
-        difference = (other["test_error"] - other["test_error_published"]).dropna()
+        both = mine.merge(theirs, on="key", suffixes=("", THEIRS))
+        texts = [
+            both[f"{number}{whose}"].map(repr) for number in ("test_error", "loss_curve") for whose in ("", THEIRS)
+        ]
+        same = (texts[0] == texts[1]) & (texts[2] == texts[3])  # as text, nan equals nan
+        other = both[~same].fillna({"test_error": math.inf, f"test_error{THEIRS}": math.inf})
+        difference = (other["test_error"] - other[f"test_error{THEIRS}"]).dropna()
         error = evidence.pooled_sd(theirs) * math.sqrt(2 / len(difference)) if len(difference) else math.nan
         lines.append(
             {
@@ -283,6 +290,7 @@ def made(frame: pd.DataFrame, profile: str, experiment: str) -> str:
     return (
         f"profile {profile}, {origin['dataset']}, {done} planned runs"
         + (f" and {extra} repeats with other seeds" if (extra := len(rows) - int(done.split()[0])) > 0 else "")
+        + (f", INCOMPLETE ({missing} missing)" if (missing := len(planned) - int(done.split()[0])) else "")
         + f", seeds {origin['seeds']}, {origin['hardware']}, commit {origin['commit']}"
     )
 

@@ -51,7 +51,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.type is float and type(value) in (int, float):
+            if field.type is float and (type(value) is float or (type(value) is int and abs(value) < 2**1023)):
                 object.__setattr__(self, field.name, float(value) + 0.0)  # 1 and 1.0, -0.0 and 0.0: one run, not two
             elif type(value) is not field.type:
                 raise ValueError(f"{field.name} must be {field.type.__name__}, got {value!r}")  # type: ignore[union-attr]
@@ -100,7 +100,7 @@ class RunConfig:
 
     def snapshot_epochs(self) -> list[int]:
         """The epochs of `snapshots`."""
-        return [int(epoch) for epoch in self.snapshots.split(",") if epoch.isdecimal()]
+        return [int(epoch) for epoch in self.snapshots.split(",") if epoch.isdecimal() and len(epoch) < 11]
 
     def to_dict(self) -> dict[str, str | int | float]:
         """All fields by name."""
@@ -110,7 +110,7 @@ class RunConfig:
     def from_dict(cls, fields: Mapping[Any, Any]) -> "RunConfig":
         """The run with exactly these fields; ValueError names unknown and missing ones."""
         known = {field.name for field in dataclasses.fields(cls)}
-        if unknown := sorted(set(fields) - known):
+        if unknown := sorted(repr(name).strip("'") for name in set(fields) - known):
             raise ValueError(f"unknown field(s): {', '.join(unknown)}")
         if missing := sorted(known - set(fields)):
             raise ValueError(f"missing field(s): {', '.join(missing)}")

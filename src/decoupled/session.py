@@ -39,7 +39,7 @@ def names(parameter: str, value: object, known: Iterable[str]) -> tuple[str, ...
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             value = [part.strip() for part in str(value).split(",")]
     given = [value] if isinstance(value, str) else value
     if not isinstance(given, Sequence) or not given or any(name not in known for name in given):

@@ -3,7 +3,7 @@
 A file is written under a temporary name, flushed to disk and renamed, so a crash at any instant leaves either no
 result or a whole one. It is one JSON object in three lines: a checksum of the bytes that follow; what the run is, and
 its numbers; its curves. A file that does not match its checksum (or is no result at all) is moved to `quarantine/` with
-a message, and its run counts as missing.
+a message, and its run counts as missing. Every row of a Parquet file has its checksum, too.
 """
 
 import contextlib
@@ -31,9 +31,15 @@ CURVES = ("loss_curve", "eval_epochs", "val_curve", "test_curve", "probabilities
 PROVENANCE = ("device", "commit", "torch", "python", "fingerprint", "finished")
 CONFIG = tuple(RunConfig.__dataclass_fields__)
 COLUMNS = ("key", *CONFIG, *NUMBERS, *CURVES, *PROVENANCE)
+TABLE = {"format": 2, "semantics": SEMANTICS}  # columns of an exported file, beside `checksum`; format 1 had none
 RESULT = re.compile(r"([0-9a-f]{16})\.json")  # the name of a result's file
 HEAD = '{"checksum": "%s",\n'  # its first line
 MEMORY = "memory.json"  # in a store's folder: the largest packs that fit into the memory of a device
+LOCK = ".lock"  # there too: held by the sweep that writes; lists the keys of the runs that it trains now
+
+
+class Stale(ValueError):
+    """A result that another version of this code made."""
 
 
 class Store:
@@ -44,20 +50,26 @@ class Store:
 
     def open_for_writing(self) -> None:
         """Make the folder; OSError in one line if nothing can be written there."""
+        probe = self.folder / f".probe.{os.getpid()}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            probe = self.folder / f".probe.{os.getpid()}"
-            probe.write_text("")
-            probe.unlink()
+            probe.write_bytes(bytes(4096))  # a full disk still takes an empty file
         except OSError as err:
-            raise OSError(f"cannot write results into {self.folder}: {err.strerror or err}") from None
+            raise self.cannot_write(err) from None
+        finally:
+            with contextlib.suppress(OSError):
+                probe.unlink()
+
+    def cannot_write(self, err: OSError) -> OSError:
+        """What to say, in one line, when writing into this store ended in `err`."""
+        return OSError(f"cannot write results into {self.folder}: {err.strerror or err}")
 
     @contextlib.contextmanager
     def sole_writer(self) -> Iterator[None]:
         """Hold the store for one sweep at a time; OSError if another sweep has it. A killed sweep's hold is gone."""
         import fcntl  # POSIX only, like make; readers do not need it
 
-        with open(self.folder / ".lock", "w") as lock:
+        with open(self.folder / LOCK, "a") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
@@ -104,16 +116,11 @@ class Store:
         except (ValueError, KeyError, TypeError, RecursionError):
             versions, whole = (FORMAT, SEMANTICS), False
         if versions != (FORMAT, SEMANTICS):  # files of another format keep their checksum elsewhere
-            raise ValueError(f"{path} has format {versions[0]}, semantics {versions[1]}: not this version")
+            raise Stale(f"{path} has format {versions[0]}, semantics {versions[1]}: not this version")
         if not whole:
             raise ValueError(f"{path} is not a whole result (its checksum does not match)")
-        row = {
-            "key": key,
-            **content["config"],
-            **content["result"],
-            **content["provenance"],
-            **content.get("curves", {}),
-        }
+        row = {"key": key, **content["config"], **content["result"], **content["provenance"]}
+        row |= content.get("curves", {})
         return {name: _with_nan(name, row[name]) for name in COLUMNS if curves or name not in CURVES}
 
     def bytes_per_result(self) -> float:
@@ -149,11 +156,24 @@ class Store:
         return frame if curves else frame.drop(columns=list(CURVES))
 
     def _quarantine(self, key: str, why: str) -> None:
-        path = self.folder / f"{key}.json"
-        with contextlib.suppress(OSError):
-            (self.folder / "quarantine").mkdir(exist_ok=True)
-            os.replace(path, self.folder / "quarantine" / path.name)
-        self.say(f"{why}; moved to {self.folder / 'quarantine'}, the run counts as missing")
+        aside = self.folder / "quarantine"
+        try:
+            aside.mkdir(exist_ok=True)
+            os.replace(self.folder / f"{key}.json", aside / f"{key}.json")
+            done = f"moved to {aside}"
+        except OSError as err:
+            done = f"it cannot be moved to {aside} ({err.strerror})"
+        self.say(f"{why}; {done}, the run counts as missing")
+
+    def put_aside(self) -> dict[str, list[str]]:
+        """Keys of what lies in quarantine, by why: "stale" (another version of this code made it) or "damaged"."""
+        aside, out = Store(self.folder / "quarantine"), dict[str, list[str]]()
+        for key in sorted(aside.keys()):
+            try:
+                aside.read(key, curves=False)
+            except ValueError as err:
+                out.setdefault("stale" if isinstance(err, Stale) else "damaged", []).append(key)
+        return out
 
 
 def as_frame(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
@@ -172,8 +192,10 @@ def export(frame: pd.DataFrame, to: Path) -> tuple[Path, Path]:
         raise ValueError(f"results are exported to a .parquet file, got {to}")
     to.parent.mkdir(parents=True, exist_ok=True)
     frame = frame.sort_values(["schedule", "algorithm", "alpha", "decay", "seed", "key"]).reset_index(drop=True)
+    whole = frame.assign(**TABLE)
+    whole["checksum"] = _checksums(whole)
     tables = {
-        to: lambda part: frame.to_parquet(part, index=False, compression="zstd"),
+        to: lambda part: whole.to_parquet(part, index=False, compression="zstd"),
         to.with_suffix(".csv"): lambda part: frame.drop(columns=list(CURVES)).to_csv(part, index=False),
     }
     for target, write in tables.items():
@@ -186,20 +208,24 @@ def export(frame: pd.DataFrame, to: Path) -> tuple[Path, Path]:
 def load(path: Path) -> pd.DataFrame:
     """The rows of an exported Parquet file.
 
-    Raises ValueError, in one line, for a file that is not one, for missing or unknown columns, and for a row whose
-    key is not that of its fields (it was made by other code, or changed by hand).
+    Raises ValueError, in one line, for a file that is not one or is of another version, for missing or unknown columns,
+    for a row that does not match its checksum, and for one whose key is not that of its fields or stands twice.
     """
     try:
         frame = pd.read_parquet(path)
     except Exception as err:  # pyarrow raises many kinds
         raise ValueError(f"{path} is not a readable Parquet file: {str(err).splitlines()[0]}") from None
-    for name, value in ADDED:
-        if name not in frame:
-            frame[name] = value
-    if "probabilities" not in frame:  # as old as the fields of ADDED
-        frame["probabilities"] = [[] for _ in range(len(frame))]
-    if wrong := sorted(set(COLUMNS) ^ set(frame.columns)):
+    for name, value in TABLE.items():
+        found = ", ".join(map(str, frame[name].unique())) if name in frame else "none"
+        if found not in (str(value), ""):
+            raise ValueError(f"{path} has {name} {found}, must be {value}: another version of this code wrote it")
+    there = set(frame.columns) | {name for name, _ in ADDED}
+    if wrong := sorted(there ^ {*COLUMNS, *TABLE, "checksum"}):
         raise ValueError(f"{path} has missing or unknown columns: {', '.join(wrong)}")
+    altered = frame["key"][frame["checksum"] != _checksums(frame.drop(columns="checksum"))]
+    if len(altered):
+        raise ValueError(f"{path}: row {altered.iloc[0]} does not match its checksum; the file was changed or damaged")
+    frame = frame.assign(**{name: default for name, default in ADDED if name not in frame})
     for row in frame[["key", *CONFIG]].to_dict("records"):
         key = row.pop("key")
         fields = {str(name): value.item() if isinstance(value, np.generic) else value for name, value in row.items()}
@@ -209,29 +235,44 @@ def load(path: Path) -> pd.DataFrame:
             raise ValueError(f"{path}: row {key}: {err}") from None
         if not whole:
             raise ValueError(f"{path}: row {key} does not have the key of its fields; it is from another version")
-    for name in CURVES:
-        frame[name] = frame[name].map(lambda curve: np.asarray(curve).tolist())
+    if (twice := frame["key"][frame["key"].duplicated()]).any():
+        raise ValueError(f"{path}: row {twice.iloc[0]} stands there twice")
+    for name in (*NUMBERS, *CURVES, *PROVENANCE):  # RunConfig has seen to the others
+        kind = str if name in ("probabilities", *PROVENANCE) else float | int
+        values = [np.asarray(value).tolist() for value in frame[name]]
+        lists = values if name in CURVES else [[value] for value in values]
+        if not all(isinstance(some, list) and all(isinstance(x, kind) for x in some) for some in lists):
+            raise ValueError(f"{path}: column {name} holds something else than it should")
+        if name in CURVES:
+            frame[name] = values
     return frame[list(COLUMNS)]
+
+
+def _checksums(table: pd.DataFrame) -> list[str]:
+    """Of each row: over all its values, and the number of rows, so that none can be lost or added unnoticed."""
+    sums = []
+    for row in table.to_dict("records"):
+        plain = {str(name): np.asarray(value).tolist() for name, value in row.items()}
+        text = json.dumps([len(table), plain], sort_keys=True, default=str)
+        sums.append(hashlib.sha256(text.encode()).hexdigest())
+    return sums
 
 
 def merge_into(store: Store, frame: pd.DataFrame) -> int:
     """Add the rows of an exported frame to a store, leaving what is there; returns how many were new."""
     store.open_for_writing()
-    have, new = store.keys(), 0
-    for row in frame.to_dict("records"):
-        if row["key"] in have:
-            continue
+    new = frame[~frame["key"].isin(store.keys())]
+    for row in new.to_dict("records"):
         plain = {str(k): v.item() if isinstance(v, np.generic) else v for k, v in row.items()}
         run = RunConfig.from_dict({name: plain[name] for name in CONFIG})
         result = {name: plain[name] for name in (*NUMBERS, *CURVES)}
         store.write(run, result, {name: plain[name] for name in PROVENANCE})
-        new += 1
-    return new
+    return len(new)
 
 
-def published(folder: Path = Path("data/results")) -> dict[str, pd.DataFrame]:
+def published(folder: Path = Path("data/results"), say: Callable[[str], None] = print) -> dict[str, pd.DataFrame]:
     """The committed results by profile: {'cpu': frame, ...}, from data/results/PROFILE.parquet."""
-    return {path.stem: load(path) for path in sorted(folder.glob("*.parquet"))}
+    return {path.stem: plan.same_images(load(path), say) for path in sorted(folder.glob("*.parquet"))}
 
 
 def provenance(device: str, torch_version: str, fingerprint: str) -> dict[str, str]:
@@ -271,11 +312,16 @@ def _head(body: bytes) -> bytes:
 def _replace(target: Path, content: bytes) -> None:
     """Give `target` this content; it is on the disk, whole, when this returns, and a crash leaves the old one."""
     part = target.with_name(f".{target.stem}.{os.getpid()}.part")
-    with open(part, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, target)
+    try:
+        with open(part, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, target)
+    except OSError:  # on a full disk, half a file takes room that others need
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise
 
 
 def _without_nan(value: Any) -> Any:
@@ -308,7 +354,7 @@ class Results(NamedTuple):
 
 
 def open_results(profile: str = "auto", local_folder: str = "data/runs", committed: str = "data/results") -> Results:
-    """The results that a page shows.
+    """The results that a page shows, of one version of the code and one of the images; it says what is left out.
 
     `auto` takes the best published profile, and this machine's profile with the most runs. ValueError, in one line,
     for a profile that does not exist or a committed file that is damaged.
@@ -316,17 +362,20 @@ def open_results(profile: str = "auto", local_folder: str = "data/runs", committ
     if profile not in ("auto", *plan.PROFILES):
         raise ValueError(f"unknown profile {profile!r}; known: auto, {', '.join(plan.PROFILES)}")
     shared = published(Path(committed))
-    ours = Store(local_folder).frame()
+    local = Store(local_folder)
+    ours = plan.same_images(local.frame())
+    for why, keys in local.put_aside().items():
+        print(f"left out: {len(keys)} {why} run(s), now in {local_folder}/quarantine: {', '.join(keys)}")
     best = next((name for name in plan.RANK if name in shared), plan.RANK[-1]) if profile == "auto" else profile
     counts = {name: len(plan.rows(ours, name)) for name in (plan.PROFILES if profile == "auto" else (profile,))}
-    local = max(counts, key=lambda name: counts[name])
-    if not counts[local]:
-        local = ""
+    mine = max(counts, key=lambda name: counts[name])
+    if not counts[mine]:
+        mine = ""
     return Results(
         best,
         plan.rows(shared[best], best) if best in shared else ours.iloc[:0],
-        local,
-        plan.rows(ours, local) if local else ours.iloc[:0],
+        mine,
+        plan.rows(ours, mine) if mine else ours.iloc[:0],
     )
 
 

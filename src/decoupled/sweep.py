@@ -4,11 +4,14 @@ Workers write their results into the store themselves, so a sweep that is killed
 last checkpoint; its workers notice and end.
 """
 
+import contextlib
+import errno
+import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,10 +20,13 @@ from tqdm import tqdm
 
 from decoupled import plan
 from decoupled.runs import RunConfig
-from decoupled.store import Store
-from decoupled.workers import Measured, Outcome, Workers, checkpoint_of, measure, train
+from decoupled.store import LOCK, Store
+from decoupled.workers import Measured, Outcome, Workers, checkpoint_of, hung_log, measure, train
 
 TRIES = 3  # of a run whose worker died without getting further than the last time
+HANG_S, SLOW = 3600.0, 10  # a pack hangs if no epoch ends for so long, and for so many times what one should take
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # of a disk: whatever is trained now would be lost
+FAILED = "failed.txt"  # in the store's folder: a line [key, why] each time that a run failed
 
 
 @dataclass
@@ -62,8 +68,9 @@ def size(run: RunConfig) -> tuple[object, ...]:
 
 def tidy(store: Store) -> list[list[str]]:
     """Remove what killed sweeps left in a store that no one writes into; the keys of every pack with a checkpoint."""
-    for rubbish in (*store.folder.glob(".*.part"), *store.folder.glob("checkpoints/*.part")):
-        rubbish.unlink()
+    for name in (".*.part", "checkpoints/*.part", "checkpoints/*.hung"):
+        for rubbish in store.folder.glob(name):
+            rubbish.unlink(missing_ok=True)
     have, begun = store.keys(), []
     for path in sorted((store.folder / "checkpoints").glob("*.keys")):
         keys = path.read_text(errors="replace").split("\n")
@@ -84,7 +91,8 @@ class Sweep:
     device: "cpu", or None for the best that a worker has. data_folder: where CIFAR-10 lies (unused by runs on generated
     images). pack_size: runs trained together, fewer where they do not fit into the device's memory. time_limit: seconds
     from now on; no pack is started that would not finish in time, but one that takes longer than the whole limit is:
-    it stops in time and goes on from its checkpoint in the next sweep. checkpoint_s: see engine.train.
+    it stops in time and goes on from its checkpoint in the next sweep. checkpoint_s: see engine.train. hang_s: a pack
+    is given up, as failed, if no epoch of it ends for so long and for SLOW times what an epoch should take.
     """
 
     def __init__(
@@ -97,12 +105,13 @@ class Sweep:
         pack_size: int = 1,
         time_limit: float | None = None,
         checkpoint_s: float = 300.0,
+        hang_s: float = HANG_S,
         say: Callable[[str], None] = print,
     ) -> None:
         self.store, self.workers, self.device, self.pack_size, self.say = store, workers, device, pack_size, say
         self.for_workers = (store.folder.resolve(), device, data_folder and data_folder.resolve(), checkpoint_s)
-        self.limit = time_limit
-        self.deadline = None if time_limit is None else time.time() + time_limit  # by a clock that workers share
+        self.limit, self.hang_s = time_limit, hang_s
+        self.deadline = None if time_limit is None else time.monotonic() + time_limit
         self.measured: dict[tuple[object, ...], Measured] = {}  # by size
         self.seen: dict[tuple[object, ...], tuple[float, int]] = {}  # by size: seconds and images of finished packs
         self.tried: dict[str, int] = {}  # by key
@@ -113,11 +122,14 @@ class Sweep:
 
         RuntimeError, in one line, if it cannot be measured.
         """
-        if size(run) not in self.measured:
+        tries = 0
+        while size(run) not in self.measured:
+            tries += 1
             try:
                 self.measured[size(run)] = self.workers.submit(measure, run, self.device).result()
             except Exception as err:
-                raise RuntimeError(f"a worker could not measure its speed: {_line(err)}") from None
+                if tries == TRIES or not isinstance(err, self.workers.died):
+                    raise RuntimeError(f"a worker could not measure its speed: {_line(err)}") from None
         return self.measured[size(run)]
 
     def seconds(self, runs: Sequence[RunConfig]) -> float:
@@ -132,8 +144,8 @@ class Sweep:
         """Train every run that the store does not hold, in the given order, and store it.
 
         The runs of a worker that dies are tried again, a pack that does not fit into memory is tried in halves, a run
-        that raises is reported; the rest goes on. The first Ctrl-C lets running packs finish, the second stops.
-        Raises OSError if the store cannot be written or another sweep holds it.
+        that raises or hangs is reported; the rest goes on. The first Ctrl-C lets running packs finish, the second
+        stops. Raises OSError if the store cannot be written, also when its disk gets full, or another sweep holds it.
         """
         self.store.open_for_writing()
         with self.store.sole_writer():
@@ -157,7 +169,9 @@ class Sweep:
                     elif not self._fits(pack):
                         report.left += len(pack)
                     else:
-                        flying[self.workers.submit(train, pack, *self.for_workers, self._stop(pack))] = pack
+                        limits = self._patience(pack), self._stop(pack)
+                        flying[self.workers.submit(train, pack, *self.for_workers, *limits)] = pack
+                note_running(self.store, [run for pack in flying.values() for run in pack])
                 done, _ = wait(flying, return_when=FIRST_COMPLETED)
                 for future in done:
                     todo[:0] = self._take(future, flying.pop(future), report, bar)
@@ -169,6 +183,9 @@ class Sweep:
             except KeyboardInterrupt:
                 self.workers.shutdown(now=True)
             raise
+        except OSError:
+            self.workers.shutdown(now=True)
+            raise
 
     def _take(self, future: Future, pack: list[RunConfig], report: Report, bar: tqdm) -> list[list[RunConfig]]:
         """Enter what became of a pack into the report; returns the packs that must be tried again."""
@@ -178,10 +195,16 @@ class Sweep:
             have = self.store.keys()
             back = [run for run in pack if run.key() not in have]
             report.trained += len(pack) - len(back)
+            log = hung_log(checkpoint_of(self.store.folder, [run.key() for run in pack]))
+            if log.exists() and log.stat().st_size:
+                self._fail(back, f"it hangs: none of its epochs ended in time; {log} shows where", report)
+                return []
             again = self._again(pack, back)
-            report.failed |= {run.key(): f"its worker died {TRIES} times" for run in back if run not in again}
+            self._fail([run for run in back if run not in again], f"its worker died {TRIES} times", report)
             return [again] if again else []
         except Exception as err:  # a pack may fail in any way; the others go on
+            if isinstance(err, OSError) and err.errno in FULL:
+                raise self.store.cannot_write(err) from None
             self._fail(pack, _line(err), report)
             return []
         if outcome.ended == "memory":
@@ -203,7 +226,8 @@ class Sweep:
         return []
 
     def _fail(self, pack: list[RunConfig], why: str, report: Report) -> None:
-        if why not in report.failed.values():
+        note_failed(self.store, pack, why)
+        if pack and why not in report.failed.values():
             self.say(f"run {pack[0].key()} failed: {why}")
         report.failed |= {run.key(): why for run in pack}
 
@@ -212,7 +236,7 @@ class Sweep:
         checkpoint = checkpoint_of(self.store.folder, [run.key() for run in pack])
         stamp = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
         # on a cluster every job ends one day: a death counts only if no checkpoint was written since the last one
-        further = stamp > self.stamps.get(checkpoint, 0)
+        further = stamp not in (0, self.stamps.get(checkpoint, 0))  # clocks may go backwards
         self.stamps[checkpoint] = stamp
         for run in back:
             self.tried[run.key()] = 0 if further else self.tried.get(run.key(), 0) + 1
@@ -230,11 +254,18 @@ class Sweep:
         needed = self.seconds(pack)
         if needed > self.limit:  # no call of this length finishes it, but each can do some of its epochs
             needed /= pack[0].epochs
-        return needed < self.deadline - time.time()
+        return needed < self.deadline - time.monotonic()
 
     def _stop(self, pack: list[RunConfig]) -> float | None:
-        """When a worker must stop at the next end of an epoch, by time.time()."""
-        return None if self.deadline is None else self.deadline - self.seconds(pack) / pack[0].epochs
+        """When a worker must stop at the next end of an epoch, by time.time(), the clock that machines share."""
+        if self.deadline is None:
+            return None
+        return time.time() + self.deadline - time.monotonic() - self.seconds(pack) / pack[0].epochs
+
+    def _patience(self, pack: list[RunConfig]) -> float:
+        """For how many seconds a worker may go without ending an epoch."""
+        known = size(pack[0]) in self.measured or size(pack[0]) in self.seen
+        return max(self.hang_s, SLOW * self.seconds(pack) / pack[0].epochs if known else 0.0)
 
 
 def _what(device: str, run: RunConfig) -> str:
@@ -243,6 +274,44 @@ def _what(device: str, run: RunConfig) -> str:
 
 def _line(err: BaseException) -> str:
     return (str(err).splitlines() or [type(err).__name__])[0]
+
+
+# --- what other processes are told of a sweep -------------------------------------------------------------------------
+
+
+def note_running(store: Store, runs: Iterable[RunConfig]) -> None:
+    """Tell `running` which runs the sweep that holds the store trains now."""
+    with contextlib.suppress(OSError):  # nothing depends on it
+        (store.folder / LOCK).write_text("\n".join(run.key() for run in runs))
+
+
+def running(store: Store) -> set[str]:
+    """Keys of the runs that a sweep trains now; those of a sweep that was killed are not among them."""
+    import fcntl
+
+    with contextlib.suppress(FileNotFoundError), open(store.folder / LOCK) as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return set(lock.read().split())
+    return set()
+
+
+def note_failed(store: Store, runs: Iterable[RunConfig], why: str) -> None:
+    """Remember why runs failed."""
+    with contextlib.suppress(OSError), open(store.folder / FAILED, "a") as file:  # the sweep says it, too
+        file.writelines(json.dumps([run.key(), why]) + "\n" for run in runs)
+
+
+def failed(store: Store) -> dict[str, str]:
+    """Why runs that are not finished failed when they were last tried, by key."""
+    why, have = dict[str, str](), store.keys()
+    with contextlib.suppress(FileNotFoundError):
+        for line in (store.folder / FAILED).read_text(errors="replace").splitlines():
+            with contextlib.suppress(ValueError, TypeError, RecursionError):  # cut off by a crash
+                key, reason = json.loads(line)
+                why[str(key)] = str(reason)
+    return {key: reason for key, reason in why.items() if key not in have}
 
 
 # --- how far a plan is, and what is still to come ---------------------------------------------------------------------
@@ -257,9 +326,26 @@ class Outlook(NamedTuple):
     missing: list[RunConfig]  # without what an experiment before it trains; with stand-ins for chosen cells
 
 
-def outlook(experiments: Sequence[str], profile: str, dataset: str, frame: pd.DataFrame) -> list[Outlook]:
-    """How far the experiments of a profile are, given the rows of the finished runs."""
+def with_keys(keys: Sequence[str], profile: str, dataset: str) -> list[RunConfig]:
+    """The runs of a profile that have these keys, repeats with other seeds included; ValueError names unknown keys."""
+    planned = [run for name in plan.EXPERIMENTS for run in plan.grid_runs(name, profile, dataset)]
+    seeds = range(plan.PROFILES[profile].fresh_seeds + 1)
+    repeats = (replace(run, seed=seed) for run in planned for seed in seeds)
+    known = {run.key(): run for run in (*planned, *repeats)}
+    if unknown := [key for key in keys if key not in known]:
+        raise ValueError(f"profile {profile} has no run with {dataset} images and key {', '.join(unknown)}")
+    return [known[key] for key in dict.fromkeys(keys)]
+
+
+def outlook(
+    experiments: Sequence[str], profile: str, dataset: str, frame: pd.DataFrame, keys: Sequence[str] = ()
+) -> list[Outlook]:
+    """How far the experiments, or only the runs with these keys, are, given the rows of the finished runs."""
     have, out = set(frame["key"]), []
+    if keys:
+        runs = {run.key(): run for run in with_keys(keys, profile, dataset)}
+        missing = [run for key, run in runs.items() if key not in have]
+        return [Outlook("keys", len(runs) - len(missing), len(runs), missing)]
     counted = set(have)
     for name in experiments:
         runs = {run.key(): run for run in plan.grid_runs(name, profile, dataset)}

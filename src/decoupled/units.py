@@ -151,8 +151,11 @@ def convert(
     if not (_is_number(momentum) and 0 <= momentum < 1):
         raise ValueError(f"momentum must be in [0, 1), got {momentum!r}")
 
-    given, wanted = (_unit(name, alpha, sizes, momentum, optimizer) for name in (source, target))
-    result = float(decay) if given.factor == wanted.factor else decay * given.factor / wanted.factor
+    try:
+        given, wanted = (_unit(name, alpha, sizes, momentum, optimizer) for name in (source, target))
+        result = float(decay) if given.factor == wanted.factor else decay * given.factor / wanted.factor
+    except ZeroDivisionError:  # b / (B T) is too small for a number
+        result = math.inf
     if not math.isfinite(result) or (result == 0 and decay > 0):
         raise ValueError("the result is out of the range of floating-point numbers; check decay and alpha")
     exact = given.shape == wanted.shape
@@ -198,4 +201,4 @@ def _unit(name: str, alpha: float, sizes: dict[str, float | None], momentum: flo
 
 
 def _is_number(x: object) -> TypeGuard[float]:
-    return isinstance(x, int | float) and not isinstance(x, bool)
+    return isinstance(x, float) or (isinstance(x, int) and not isinstance(x, bool) and abs(x) < 2**1023)

@@ -5,6 +5,7 @@ other machines are in `cluster`.
 """
 
 import contextlib
+import faulthandler
 import hashlib
 import multiprocessing
 import multiprocessing.connection
@@ -130,6 +131,11 @@ def checkpoint_of(folder: Path, keys: Sequence[str]) -> Path:
     return folder / "checkpoints" / f"{hashlib.sha256(chr(10).join(keys).encode()).hexdigest()[:16]}.pt"
 
 
+def hung_log(checkpoint: Path) -> Path:
+    """Where a worker that hung left its stack; there is nothing in it as long as it does not hang."""
+    return checkpoint.with_suffix(".hung")
+
+
 _images = None  # one worker trains on one data set; loaded with its first pack
 _watching = False
 
@@ -156,6 +162,25 @@ def _watch() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+@contextlib.contextmanager
+def _ends_if_hung(log: Path, seconds: float) -> Iterator[Callable[[], None]]:
+    """End this process, its stack in `log`, when what this yields has not been called for so many seconds.
+
+    By a thread that is not Python's: what hangs may hold the interpreter for ever.
+    """
+    with open(log, "w") as file:
+
+        def alive() -> None:
+            faulthandler.dump_traceback_later(seconds, exit=True, file=file)
+
+        alive()
+        try:
+            yield alive
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+            log.unlink(missing_ok=True)
+
+
 def measure(run: RunConfig, device: str | None) -> Measured:
     """Time a few training steps of one run. device: None for the best there is."""
     from decoupled import engine
@@ -173,12 +198,13 @@ def train(
     device: str | None,
     data_folder: Path | None,
     checkpoint_s: float,
+    hang_s: float,
     stop: float | None,
 ) -> Outcome:
     """Train one pack on images from `data_folder` and store its results in `folder`.
 
-    device: None for the best there is. checkpoint_s: see engine.train. stop: when to stop at the next end of an epoch,
-    by time.time().
+    device: None for the best there is. checkpoint_s: see engine.train. hang_s: the process ends, with its stack in
+    `hung_log`, if no epoch ends for so long. stop: when to stop at the next end of an epoch, by time.time().
     """
     import torch
 
@@ -190,29 +216,31 @@ def train(
     if device == "cpu":
         torch.set_num_threads(1)
     name = engine.device_name(device)
-    if _images is None or _images.source != pack[0].dataset:
-        _images = data.generated() if pack[0].dataset == "generated" else data.find(data_folder, allow_download=False)
-    left = None if stop is None else stop - time.time()
-    if left is not None and left <= 0:  # it stood in a queue
-        return Outcome(0.0, name, "time")
     keys = [run.key() for run in pack]
     checkpoint = checkpoint_of(folder, keys)
     checkpoint.parent.mkdir(exist_ok=True)
-    checkpoint.with_suffix(".keys").write_text("\n".join(keys))
-    results = None
-    try:
-        results = engine.train(pack, _images, device, checkpoint, checkpoint_s, left)
-    except engine.OutOfTime:
-        return Outcome(0.0, name, "time")
-    except torch.OutOfMemoryError:
-        pass  # only after this line has the exception let go of the tensors
-    if results is None:
-        engine.release()
-        return Outcome(0.0, name, "memory")
-    store = Store(folder)
-    made = provenance(name, torch.__version__, _images.fingerprint)
-    for run, result in zip(pack, results, strict=True):
-        store.write(run, result, made)
-    for path in (checkpoint, checkpoint.with_suffix(".keys")):
-        path.unlink(missing_ok=True)
+    with _ends_if_hung(hung_log(checkpoint), hang_s) as alive:
+        if _images is None or _images.source != pack[0].dataset:
+            made_up = pack[0].dataset == "generated"
+            _images = data.generated() if made_up else data.find(data_folder, allow_download=False)
+        left = None if stop is None else stop - time.time()
+        if left is not None and left <= 0:  # it stood in a queue
+            return Outcome(0.0, name, "time")
+        checkpoint.with_suffix(".keys").write_text("\n".join(keys))
+        results = None
+        try:
+            results = engine.train(pack, _images, device, checkpoint, checkpoint_s, left, alive)
+        except engine.OutOfTime:
+            return Outcome(0.0, name, "time")
+        except torch.OutOfMemoryError:
+            pass  # only after this line has the exception let go of the tensors
+        if results is None:
+            engine.release()
+            return Outcome(0.0, name, "memory")
+        store = Store(folder)
+        made = provenance(name, torch.__version__, _images.fingerprint)
+        for run, result in zip(pack, results, strict=True):
+            store.write(run, result, made)
+        for path in (checkpoint, checkpoint.with_suffix(".keys")):
+            path.unlink(missing_ok=True)
     return Outcome(sum(result["seconds"] for result in results), name)
