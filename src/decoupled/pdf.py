@@ -55,21 +55,21 @@ def write_pdf(root: Path) -> Path:
     try:
         with sync_playwright() as play:
             chromium = play.chromium.launch(executable_path=executable, args=["--no-sandbox", "--disable-gpu"])
-            page = chromium.new_page(viewport={"width": WIDTH, "height": 1000})
-            page.set_default_timeout(300_000)  # milliseconds: ten times as long as an idle machine takes
-            page.emulate_media(media="print", color_scheme="light")
-            page.goto(source.resolve().as_uri())
-            page.evaluate(FIT)
-            # A draft, three times as fast without what takes long to draw, tells the numbers of the contents; a page
-            # may break elsewhere in it, so that the real print is compared with them and, where it differs, repeated.
-            draft = page.add_style_tag(content="img, mjx-container, pre { visibility: hidden; }")
+            # A draft, faster without what takes long to draw, tells the numbers of the contents. Each print gets a page
+            # of its own: Chromium breaks the second print of one page elsewhere than the first.
+            page = _loaded(chromium, source)
+            page.add_style_tag(content="img, mjx-container, pre { visibility: hidden; }")
             page.pdf(path=part, prefer_css_page_size=True)
-            draft.evaluate("(style) => style.remove()")
-            numbers: dict[str, int | None] = {}
-            while (found := _starts(part, names)) != numbers:
-                numbers = found
+            for _ in range(3):  # once, unless the draft broke elsewhere
+                numbers = _starts(part, names)
+                page.close()
+                page = _loaded(chromium, source)
                 page.evaluate(NUMBER, numbers)
                 page.pdf(path=part, prefer_css_page_size=True, print_background=True, outline=True, tagged=True)
+                if _starts(part, names) == numbers:
+                    break
+            else:
+                raise RuntimeError("the page numbers of the contents do not settle")
             headings = page.evaluate(HEADINGS)
             chromium.close()
         whole = PdfWriter(part, incremental=True)
@@ -79,6 +79,16 @@ def write_pdf(root: Path) -> Path:
         source.unlink(missing_ok=True)
         part.unlink(missing_ok=True)
     return root / PDF
+
+
+def _loaded(chromium: Any, source: Path) -> Any:
+    """The document in a page as wide as the paper's text, typeset and with nothing wider than it."""
+    page = chromium.new_page(viewport={"width": WIDTH, "height": 1000})
+    page.set_default_timeout(300_000)  # milliseconds: ten times as long as an idle machine takes
+    page.emulate_media(media="print", color_scheme="light")
+    page.goto(source.resolve().as_uri())
+    page.evaluate(FIT)
+    return page
 
 
 def _starts(printed: Path, names: list[str]) -> dict[str, int | None]:
