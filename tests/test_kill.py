@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import forked
 import pytest
 
 from decoupled import plan
@@ -49,15 +50,7 @@ class Sweep:
 
     def members(self):
         """Ids of the living processes of the session: the sweep, its workers, Python's own helper process."""
-        found = []
-        for entry in Path("/proc").glob("[0-9]*"):
-            try:
-                state, _, _, session = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
-            except OSError:  # it has ended meanwhile
-                continue
-            if int(session) == self.process.pid and state not in "ZX":
-                found.append(int(entry.name))
-        return found
+        return forked.members(self.process.pid)
 
     def wait_for(self, what, condition, seconds=PATIENCE_S):
         end = time.monotonic() + seconds
