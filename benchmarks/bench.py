@@ -44,19 +44,19 @@ def cells(run: RunConfig, count: int) -> list[RunConfig]:
     return [dataclasses.replace(run, alpha=run.alpha * 2 ** (i / count)) for i in range(count)]
 
 
-def _cpu_worker(run: RunConfig, seconds: float, threads: int, images: data.Images, barrier, out) -> None:
+def _cpu_worker(runs: list[RunConfig], seconds: float, threads: int, images: data.Images, barrier, out) -> None:
     torch.set_num_threads(threads)
-    contestant = loops.ours(images, [run], "cpu")
+    contestant = loops.ours(images, runs, "cpu")
     barrier.wait()
     out.put((contestant(seconds), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20))
 
 
-def cpu_engine(images: data.Images, run: RunConfig, processes: int, threads: int) -> tuple[float, float]:
-    """(images per second, resident GiB of all) of `processes` engine processes of `threads` threads each."""
+def cpu_engine(images: data.Images, runs: list[RunConfig], processes: int, threads: int) -> tuple[float, float]:
+    """(images per second, resident GiB of all) of `processes` engine processes of `threads` threads, a pack in each."""
     context = multiprocessing.get_context("spawn")
     barrier, out = context.Barrier(processes), context.Queue()
     started = [
-        context.Process(target=_cpu_worker, args=(run, SECONDS, threads, images, barrier, out))
+        context.Process(target=_cpu_worker, args=(runs, SECONDS, threads, images, barrier, out))
         for _ in range(processes)
     ]
     for worker in started:
@@ -90,7 +90,7 @@ def plain_run_seconds(images: data.Images, run: RunConfig, device: str) -> float
     return time.monotonic() - started
 
 
-def grid_seconds(runs: list[RunConfig], device: str, pack_size: int) -> float:
+def grid_seconds(runs: list[RunConfig], device: str, pack_size: int | None = None) -> float:
     """A grid through the sweep: worker processes, images, training, evaluation and store included."""
     crew = workers.Local(workers.slots(device))
     with tempfile.TemporaryDirectory() as folder:
@@ -143,9 +143,9 @@ def cpu_numbers(images: data.Images) -> dict[str, float]:
     """The CPU's part of the table."""
     cores, memory = len(workers.slots("cpu")), []
 
-    def engine_of(processes: int, threads: int) -> loops.Contestant:
+    def engine_of(processes: int, threads: int, runs: int = sweep.CPU_PACK) -> loops.Contestant:
         def contestant(_: float) -> float:
-            speed, gib = cpu_engine(images, SMALL, processes, threads)
+            speed, gib = cpu_engine(images, cells(SMALL, runs), processes, threads)
             memory.append(gib)
             return speed
 
@@ -156,13 +156,14 @@ def cpu_numbers(images: data.Images) -> dict[str, float]:
         "tuned": loops.tuned(images, SMALL, "cpu"),
         "engine": engine_of(cores, 1),
         "threads": engine_of(1, cores),
+        **{f"pack of {runs}": engine_of(cores, 1, runs) for runs in (1, 2, 8)},
     })  # fmt: skip
     flops = engine.step_flops(SMALL)
     rates = {name: loops.matmul_rate("cpu", getattr(torch, name)) for name in ("float32", "bfloat16")}
-    grids = [(plain_run_seconds(images, SMALL, "cpu"), grid_seconds(cells(SMALL, 16), "cpu", 1)) for _ in range(2)]
+    grids = [(plain_run_seconds(images, SMALL, "cpu"), grid_seconds(cells(SMALL, 16), "cpu")) for _ in range(2)]
     plain_run, grid16 = (statistics.median(values) for values in zip(*grids, strict=True))
     short = dataclasses.replace(SMALL, epochs=4)
-    cost = {count: grid_seconds(cells(short, count), "cpu", 1) for count in CELLS}
+    cost = {count: grid_seconds(cells(short, count), "cpu") for count in CELLS}
     return {
         "cpu.plain_images_per_second": speed["plain"],
         "cpu.tuned_images_per_second": speed["tuned"],
@@ -170,6 +171,7 @@ def cpu_numbers(images: data.Images) -> dict[str, float]:
         "cpu.engine_over_plain": speed["engine"] / speed["plain"],
         "cpu.engine_over_tuned": speed["engine"] / speed["tuned"],
         "cpu.processes_over_threads": speed["engine"] / speed["threads"],
+        **{f"cpu.engine_over_pack_of_{runs}": speed["engine"] / speed[f"pack of {runs}"] for runs in (1, 2, 8)},
         "cpu.grid_runs_per_hour": 16 * 3600 / grid16,
         "cpu.grid_runs_per_hour_over_plain": 16 * plain_run / grid16,
         "cpu.fraction_of_matmul": speed["engine"] * flops / rates["float32"],

@@ -45,6 +45,19 @@ def test_the_same_runs_give_the_same_bits_here_and_in_a_fresh_process(images):
     assert in_fresh_process(list(REPEATED)) == here
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"precision": "bfloat16"}, {"network": "shakeshake26", "batch_size": 16}],
+    ids=["float32", "bfloat16", "shakeshake26"],
+)
+def test_on_a_cpu_the_bits_of_a_run_do_not_depend_on_its_pack(changes, images):
+    """Width 8 and more: a neighbour moves nothing within the vectors in which channels are added up."""
+    runs = different(**{"precision": "float32", "width": 8, "epochs": 2} | changes)
+    [alone] = numbers(engine.train(runs[:1], images))
+    for pack, place in ((runs[:2], 0), (runs[::-1], len(runs) - 1), (runs[:1] * 2, 1), ([*runs[1:2] * 4, runs[0]], 4)):
+        assert numbers(engine.train(pack, images))[place] == alone
+
+
 # --- checkpoints --------------------------------------------------------------------------------------------------
 
 
@@ -196,10 +209,13 @@ def test_divergence_is_recorded_with_the_step_at_which_the_loss_ceased_to_be_fin
     run = tiny("sgdw", 0.1, 1e10, schedule="fixed", epochs=6, evaluations=6)
     _, losses = plain_training(run, images, ours=True)
     flat = [loss for epoch in losses for loss in epoch]
-    first = next(s for s, loss in enumerate(flat) if not math.isfinite(loss))
-    assert run.steps_per_epoch < first < run.steps - run.steps_per_epoch  # neither in the first nor in the last epoch
+    near = next(s for s, loss in enumerate(flat) if not math.isfinite(loss))
     [result] = engine.train([run], images)
-    assert result["diverged_step"] == first
+    first, per_epoch = result["diverged_step"], run.steps_per_epoch
+    assert per_epoch < first < run.steps - per_epoch  # neither in the first nor in the last epoch
+    assert abs(first - near) <= 1  # other kernels may take a step more or less to overflow
+    finite = engine._ready.pack.losses.isfinite()[:, 0].tolist()  # of the last epoch that was trained
+    assert finite.index(False) == first % per_epoch
     assert math.isnan(result["test_error"]) and math.isnan(result["val_error"]) and math.isnan(result["train_loss"])
     assert all(map(math.isnan, result["test_curve"] + result["val_curve"]))
     # nothing is left to train: it stops at the end of that epoch

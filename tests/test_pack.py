@@ -144,10 +144,10 @@ def test_other_images_or_another_network_need_a_new_pack(images):
     first = engine._ready
     engine.train([tiny(epochs=1)], images._replace(train_x=images.train_x.clone()))
     second = engine._ready
-    engine.train([tiny(epochs=1), tiny(epochs=1, seed=1)], images)
+    engine.train([tiny(epochs=1, seed=seed) for seed in range(3)], images)
     assert first is not None and second is not None and engine._ready is not None
     assert len({id(ready.pack) for ready in (first, second, engine._ready)}) == 3
-    for runs in ([tiny(width=4)], [tiny(batch_size=4)], [tiny(), tiny(seed=1)]):
+    for runs in ([tiny(width=4)] * 2, [tiny(batch_size=4)] * 2, [tiny()]):
         with pytest.raises(ValueError, match=r"^a pack can only be loaded with as many runs of the network it was"):
             first.pack.load(runs)
 
@@ -201,7 +201,7 @@ def test_without_a_working_compiler_the_eager_step_is_taken(monkeypatch, capsys)
 def test_float16_keeps_float32_weights_and_stays_near_float32(images):
     run = tiny("adam", 0.01, 1e-3, network="shakeshake26", precision="float16", epochs=2)
     [low], [high] = (engine.train([dataclasses.replace(run, precision=p)], images) for p in ("float16", "float32"))
-    assert low["train_loss"] == pytest.approx(high["train_loss"], rel=0.02)
+    assert low["train_loss"] == pytest.approx(high["train_loss"], rel=0.05)
     assert low["train_loss"] != high["train_loss"]
     assert make_pack([run]).theta.dtype == torch.float32
 

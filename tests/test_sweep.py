@@ -21,7 +21,7 @@ from decoupled.sweep import Report, Sweep, packs
 from decoupled.workers import Measured, Outcome, checkpoint_of
 
 TINY: dict = {
-    "dataset": "generated", "network": "cnn", "width": 2, "train_size": 64, "augment": "none", "epochs": 1,
+    "dataset": "generated", "network": "cnn", "width": 8, "train_size": 64, "augment": "none", "epochs": 1,
     "batch_size": 32,
 }  # fmt: skip
 
@@ -43,11 +43,20 @@ def test_packs_hold_runs_of_one_shape_in_the_order_of_the_plan():
     assert packs([], 3) == []
 
 
+def test_packs_are_smaller_where_workers_would_have_nothing_to_do():
+    runs = [tiny(seed) for seed in range(9)]
+    sizes = {count: [len(pack) for pack in packs(runs[:count], 4, workers=2)] for count in (1, 2, 3, 4, 5, 7, 9)}
+    assert sizes == {1: [1], 2: [2], 3: [2, 1], 4: [2, 2], 5: [3, 2], 7: [4, 3], 9: [4, 4, 1]}
+    assert [len(pack) for pack in packs(runs, 1, workers=4)] == [1] * 9
+    other = [tiny(seed, width=4) for seed in range(2)]  # a worker is busy with those
+    assert packs([*runs[:4], *other], 4, workers=3) == [runs[:2], runs[2:4], other]
+
+
 def test_packs_with_a_checkpoint_are_formed_again_and_come_first():
     runs = [tiny(seed) for seed in range(6)]
     begun = [[runs[i].key() for i in keys] for keys in ((3, 1), (2, 3), (5, 4))]  # 3 stands in two of them
-    assert packs(runs, 4, begun) == [[runs[3], runs[1]], [runs[5], runs[4]], [runs[0], runs[2]]]
-    assert packs(runs[:4], 4, begun[2:]) == [runs[:4]]
+    assert packs(runs, 4, begun=begun) == [[runs[3], runs[1]], [runs[5], runs[4]], [runs[0], runs[2]]]
+    assert packs(runs[:4], 4, begun=begun[2:]) == [runs[:4]]
 
 
 def test_runs_that_differ_only_in_what_a_pack_holds_per_run_go_together():
@@ -65,7 +74,10 @@ def test_runs_that_differ_only_in_what_a_pack_holds_per_run_go_together():
 
 
 def test_work_is_counted_in_images():
-    assert sweep.work([tiny(epochs=3), tiny(train_size=10)]) == 3 * 64 + 10
+    looked_at = (5_000 + 10_000) // 3  # validation and test images, forward only
+    assert sweep.work([tiny(epochs=3), tiny(train_size=10)]) == 3 * 64 + looked_at + 10 + looked_at
+    assert sweep.work([tiny(epochs=3, evaluations=3)]) == 3 * (64 + looked_at)
+    assert sweep.work([tiny(train_size=50_000, snapshots="1")]) == 50_000 + 20_000 // 3  # no validation, but a snapshot
 
 
 # --- a crew that trains nothing -----------------------------------------------------------------------------------
@@ -238,7 +250,7 @@ def test_what_a_dead_worker_had_stored_counts_as_trained(carry_out, tmp_path, mo
 
     train = Crew.train
     monkeypatch.setattr(Crew, "train", die_after_the_first)
-    report, _, crew = carry_out(runs, pack_size=3)
+    report, _, crew = carry_out(runs, pack_size=3, count=1)
     assert report == Report(trained=3) and crew.submitted == [runs, runs[1:]]
 
 
@@ -256,9 +268,9 @@ def test_a_pack_that_does_not_fit_is_halved_and_the_limit_is_remembered(carry_ou
         "4 runs in one pack do not fit into the memory of A GPU with 80 GB: trying 2",
     ]
     remembered = json.loads((tmp_path / "results/memory.json").read_text())
-    assert remembered == {"A GPU with 80 GB/cnn/2/32/float32": 2}
+    assert remembered == {"A GPU with 80 GB/cnn/8/32/float32": 2}
     more = [tiny(seed) for seed in range(20, 25)]
-    _, said, crew = carry_out([*more, *(tiny(seed, width=4) for seed in range(4))], pack_size=8, memory=4)
+    _, said, crew = carry_out([*more, *(tiny(seed, width=4) for seed in range(4))], pack_size=8, memory=4, count=1)
     assert [len(pack) for pack in crew.submitted] == [2, 2, 1, 4] and not said  # another size has its own limit
 
 
@@ -273,13 +285,13 @@ def test_a_run_that_does_not_fit_alone_fails_with_what_to_do_and_the_rest_goes_o
 
 @pytest.mark.faults
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"[2]", b"\xff", b'{"A GPU with 80 GB/cnn/2/32/float32": 0}', b'{"x": true}', b"[" * 99_999]
+    "content", [b"", b"{", b"[2]", b"\xff", b'{"A GPU with 80 GB/cnn/8/32/float32": 0}', b'{"x": true}', b"[" * 99_999]
 )
 def test_a_damaged_memory_of_limits_is_passed_over(carry_out, tmp_path, content):
     (tmp_path / "results").mkdir()
     (tmp_path / "results/memory.json").write_bytes(content)
     runs = [tiny(seed) for seed in range(4)]
-    report, _, crew = carry_out(runs, pack_size=4)
+    report, _, crew = carry_out(runs, pack_size=4, count=1)
     assert report == Report(trained=4) and crew.submitted == [runs]
     assert stored(tmp_path) == keys(runs) and len(Store(tmp_path / "results", pytest.fail).frame()) == 4
 
@@ -289,30 +301,30 @@ def test_a_damaged_memory_of_limits_is_passed_over(carry_out, tmp_path, content)
 
 def test_no_run_is_started_that_would_not_finish_in_time(carry_out):
     runs = [tiny(seed) for seed in range(6)]
-    # 64 images take 40 seconds as measured, 100 in fact
-    report, _, crew = carry_out(runs, count=1, time_limit=60, speed=1.6, seen=0.64)
+    one = sweep.work(runs[:1])  # takes 40 seconds as measured, 100 in fact
+    report, _, crew = carry_out(runs, count=1, time_limit=60, speed=one / 40, seen=one / 100)
     assert report == Report(trained=1, left=5) and crew.submitted == [[runs[0]]]
-    report, _, crew = carry_out(runs, count=1, time_limit=0, speed=1.6)
+    report, _, crew = carry_out(runs, count=1, time_limit=0, speed=one / 40)
     assert report == Report(found=1, left=5) and crew.submitted == []
-    report, _, crew = carry_out(runs, count=1, time_limit=200, speed=0.64)
+    report, _, crew = carry_out(runs, count=1, time_limit=200, speed=one / 100)
     assert report == Report(found=1, trained=5)
 
 
 def test_a_shorter_run_still_fits_where_a_longer_one_does_not(carry_out):
-    long, short = tiny(0, train_size=100), tiny(1)
-    report, _, crew = carry_out([long, short], time_limit=100, speed=1)
+    long, short = tiny(0, train_size=5_000), tiny(1)
+    report, _, crew = carry_out([long, short], time_limit=100, speed=sweep.work([short]) / 90)
     assert report == Report(trained=1, left=1) and crew.submitted == [[short]]
 
 
 def test_a_run_longer_than_the_limit_is_started_and_stopped_by_it(carry_out, tmp_path):
     # 10 epochs of 64 seconds; the limit leaves room for four
     run = tiny(epochs=10)
-    began = time.time()
-    report, said, crew = carry_out([run], time_limit=300, speed=1)
+    began, speed = time.time(), sweep.work([run]) / 640
+    report, said, crew = carry_out([run], time_limit=300, speed=speed)
     assert report == Report(left=1) and crew.submitted == [[run]] and not said
     [stop] = crew.stops
     assert stop == pytest.approx(began + 300 - 64, abs=5)  # the epoch that is then running ends in time
-    report, _, crew = carry_out([run], time_limit=60, speed=1)
+    report, _, crew = carry_out([run], time_limit=60, speed=speed)
     assert report == Report(left=1) and crew.submitted == []  # not even one epoch fits
 
 
@@ -357,7 +369,7 @@ def test_a_pack_with_a_checkpoint_is_formed_again(carry_out, tmp_path):
     runs = [tiny(seed) for seed in range(6)]
     carry_out(runs[:1])
     checkpoint(tmp_path / "results", runs[3:5])
-    _, _, crew = carry_out(runs, pack_size=3)
+    _, _, crew = carry_out(runs, pack_size=3, count=1)
     assert crew.submitted == [runs[3:5], [runs[1], runs[2], runs[5]]]
 
 
@@ -434,7 +446,7 @@ def test_the_estimate_adds_up(tmp_path):
     from decoupled import engine, models
 
     head, grids, total, about = table.splitlines()
-    weights = 4 * 3 * models.parameter_count("cnn", 4)
+    weights = 4 * 3 * models.parameter_count("cnn", 8)
     row = ["grids", f"4/{len(SMOKE)}", str(len(missing)), str(2 * len(missing))]
     flop = f"{sweep.work(missing) * engine.step_flops(SMOKE[0]):.1e}"
     assert head.split() == ["experiment", "done", "missing", "epochs", "FLOP", "hours", "disk,", "MB"]
@@ -448,9 +460,9 @@ def test_the_estimate_uses_the_speed_seen_and_measures_nothing_that_is_done(tmp_
     runs = [tiny(seed) for seed in range(4)]
     crew = Crew(speed=1, seen=4)
     sweeper = Sweep(Store(tmp_path), crew, device=None, data_folder=None)
-    assert sweeper.seconds(runs) == pytest.approx(4 * 64)
+    assert sweeper.seconds(runs) == pytest.approx(sweep.work(runs))
     sweeper.carry_out(runs[:2])
-    assert sweeper.seconds(runs) == pytest.approx(4 * 64 / 4) and len(crew.measured) == 1
+    assert sweeper.seconds(runs) == pytest.approx(sweep.work(runs) / 4) and len(crew.measured) == 1
     idle = Crew()
     table, hours = sweep.estimate(
         [sweep.Outlook("grids", 4, 4, [])], Sweep(Store(tmp_path), idle, device=None, data_folder=None)

@@ -58,7 +58,9 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--data", type=Path, help="folder with CIFAR-10 (default: data/raw, else a download)")
         if "workers" in options:
             sub.add_argument("--workers", type=_positive, help="worker processes (default: one per core or GPU)")
-            sub.add_argument("--pack", type=_positive, default=1, help="runs trained together by one worker (1)")
+            sub.add_argument(
+                "--pack", type=_positive, help=f"runs trained together by a worker ({sweep.CPU_PACK} on a CPU, else 1)"
+            )
             sub.add_argument(
                 "--executor", choices=("local", "parsl"), default="local", help="where workers are (local)"
             )

@@ -60,7 +60,7 @@ WIDE_PAPER_DECAYS = doubling(16e-3, range(10))  # 1e-3 x {1/32, ..., 16}
 PROFILES: dict[str, Profile] = {
     "smoke": Profile(
         "seconds: proves that everything works, says nothing about weight decay",
-        {"train_size": 512, "epochs": 2, "batch_size": 64, "augment": "flip", "network": "cnn", "width": 4},
+        {"train_size": 512, "epochs": 2, "batch_size": 64, "augment": "flip", "network": "cnn", "width": 8},
         {
             "sgd": Grid((0.05, 0.1), (4e-3, 1.6e-2)),
             "sgdw": Grid((0.05, 0.1), (2e-3, 8e-3)),
@@ -72,7 +72,7 @@ PROFILES: dict[str, Profile] = {
         best={"sgd": (0.1, 4e-3), "sgdw": (0.1, 2e-3), "adam": (8e-3, 4e-3), "adamw": (8e-3, 2e-3)},
         study_seeds=1,
         trick_seeds=1,
-        long_width=4,
+        long_width=8,
         first_cycle=1,
         cycles=2,
         long_epochs=3,
@@ -85,24 +85,25 @@ PROFILES: dict[str, Profile] = {
         batch_sizes=(128,),
         fixed=Grid((8e-3,), (4e-3,)),
         fixed_epochs=10,
-        widths=(2,),
+        widths=(16,),
     ),
     "cpu": Profile(
         "minutes on two cores: 2,816 real training images, a network of 20 thousand parameters",
         {"train_size": 2816, "epochs": 20, "batch_size": 64, "augment": "flip", "network": "cnn", "width": 8},
         {
-            "sgd": Grid(doubling(0.2, range(4)), doubling(3.2e-2, (0, 2, 4, 6))),
-            "sgdw": Grid(doubling(0.2, range(4)), doubling(1.6e-2, (0, 2, 4, 6))),
-            "adam": Grid(doubling(1.6e-2, range(4)), doubling(3.2e-2, (0, 2, 4, 6))),
-            "adamw": Grid(doubling(1.6e-2, range(4)), doubling(1.6e-2, (0, 2, 4, 6))),
+            # one decay more where the best one is expected to move with the learning rate
+            "sgd": Grid(doubling(0.4, range(4)), doubling(3.2e-2, (0, 2, 4, 6, 8))),
+            "sgdw": Grid(doubling(0.4, range(4)), doubling(1.6e-2, (0, 2, 4, 6))),
+            "adam": Grid(doubling(3.2e-2, range(4)), doubling(3.2e-2, (0, 2, 4, 6, 8))),
+            "adamw": Grid(doubling(3.2e-2, range(4)), doubling(1.6e-2, (0, 2, 4, 6))),
         },
         {
-            "adam": Grid(doubling(1.6e-2, range(3)), doubling(8e-3, (0, 2, 4))),
-            "adamw": Grid(doubling(1.6e-2, range(3)), doubling(1.6e-2, (0, 2, 4))),
+            "adam": Grid(doubling(3.2e-2, range(4)), doubling(8e-3, (0, 2, 4))),
+            "adamw": Grid(doubling(3.2e-2, range(4)), doubling(1.6e-2, (0, 2, 4))),
         },
         fresh_seeds=5,
         # the cells chosen on validation errors of the grids above, seed 0
-        best={"sgd": (0.1, 2e-3), "sgdw": (0.2, 4e-3), "adam": (1.6e-2, 5e-4), "adamw": (8e-3, 4e-3)},
+        best={"sgd": (0.1, 8e-3), "sgdw": (0.2, 4e-3), "adam": (1.6e-2, 5e-4), "adamw": (1.6e-2, 4e-3)},
         study_seeds=5,
         trick_seeds=3,
         long_width=8,
@@ -112,7 +113,7 @@ PROFILES: dict[str, Profile] = {
         long_decays={"adam": doubling(4e-3, (0, 2, 4, 6)), "adamw": doubling(0.256, (0, 1, 2, 4))},
         budgets=(5, 10, 20, 40),
         budget_decays=doubling(1.6e-2, range(6)),
-        budget_alphas=(8e-3,),
+        budget_alphas=(1.6e-2,),
         budget_seeds=2,
         train_sizes=(704, 1408),  # a quarter and half of the updates, like the first of the budgets
         batch_sizes=(128, 256),  # likewise

@@ -21,6 +21,7 @@ ALGORITHMS = ("sgd", "sgdw", "adam", "adamw", "sgd_algorithm1", "sgdw_algorithm1
 KINDS = "weight+bias+norm_scale+norm_bias"
 TRAIN_IMAGES = 50_000  # official training set
 VALIDATION_IMAGES = 5_000  # held out of it, the same for every run
+TEST_IMAGES = 10_000
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,12 @@ class RunConfig:
     def steps(self) -> int:
         """Updates of the whole run."""
         return self.epochs * self.steps_per_epoch
+
+    @property
+    def evaluated_images(self) -> int:
+        """Images of which only the class is asked: validation and test at each point of the curves, and snapshots."""
+        held_out = 0 if self.train_size == TRAIN_IMAGES else VALIDATION_IMAGES
+        return self.evaluations * (held_out + TEST_IMAGES) + len(self.snapshot_epochs()) * TEST_IMAGES
 
     def snapshot_epochs(self) -> list[int]:
         """The epochs of `snapshots`."""

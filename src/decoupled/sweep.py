@@ -9,6 +9,7 @@ import errno
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,7 @@ from decoupled.runs import RunConfig
 from decoupled.store import LOCK, Store
 from decoupled.workers import Measured, Outcome, Workers, checkpoint_of, hung_log, measure, train
 
+CPU_PACK = 4  # runs of a pack on a CPU: nearly a third faster than one by one (benchmarks/README.md)
 TRIES = 3  # of a run whose worker died without getting further than the last time
 HANG_S, SLOW = 3600.0, 10  # a pack hangs if no epoch ends for so long, and for so many times what one should take
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # of a disk: whatever is trained now would be lost
@@ -39,26 +41,30 @@ class Report:
     failed: dict[str, str] = field(default_factory=dict)  # key -> why
 
 
-def packs(runs: Sequence[RunConfig], size: int, begun: Sequence[Sequence[str]] = ()) -> list[list[RunConfig]]:
+def packs(
+    runs: Sequence[RunConfig], size: int, workers: int = 1, begun: Sequence[Sequence[str]] = ()
+) -> list[list[RunConfig]]:
     """The runs in packs of at most `size` runs of one shape, in the order of their first run.
 
+    Packs are smaller, down to two runs, where some of the `workers` would have nothing to do otherwise.
     begun: the keys of packs that have a checkpoint; where all their runs are asked for they come first, as they were.
     """
     left = {run.key(): run for run in runs}
     out = [[left.pop(key) for key in keys] for keys in begun if left.keys() >= set(keys)]
+    counts = Counter(run.shape() for run in left.values())
     open_packs: dict[tuple[object, ...], list[RunConfig]] = {}
     for run in left.values():
-        pack = open_packs.get(run.shape())
-        if pack is None or len(pack) == size:
-            pack = open_packs[run.shape()] = []
-            out.append(pack)
-        pack.append(run)
+        shape = run.shape()
+        if len(open_packs.get(shape, ())) in (0, min(size, max(2, -(-counts[shape] // workers)))):
+            out.append([])
+            open_packs[shape] = out[-1]
+        open_packs[shape].append(run)
     return out
 
 
 def work(runs: Sequence[RunConfig]) -> int:
-    """Images passed forward and backward: the unit of progress for runs of one network."""
-    return sum(run.epochs * run.train_size for run in runs)
+    """Images passed forward and backward, one that is only evaluated for a third: the unit of progress and of cost."""
+    return sum(run.epochs * run.train_size + run.evaluated_images // 3 for run in runs)
 
 
 def size(run: RunConfig) -> tuple[object, ...]:
@@ -89,8 +95,8 @@ class Sweep:
     """Trains runs on `workers` and stores them in `store`.
 
     device: "cpu", or None for the best that a worker has. data_folder: where CIFAR-10 lies (unused by runs on generated
-    images). pack_size: runs trained together, fewer where they do not fit into the device's memory. time_limit: seconds
-    from now on; no pack is started that would not finish in time, but one that takes longer than the whole limit is:
+    images). pack_size: runs trained together, if they fit into the memory; None: CPU_PACK on a CPU, else 1. time_limit:
+    seconds from now on; no pack is started that would not finish in time, but one that takes longer than all of them is:
     it stops in time and goes on from its checkpoint in the next sweep. checkpoint_s: see engine.train. hang_s: a pack
     is given up, as failed, if no epoch of it ends for so long and for SLOW times what an epoch should take.
     """
@@ -102,13 +108,14 @@ class Sweep:
         *,
         device: str | None,
         data_folder: Path | None,
-        pack_size: int = 1,
+        pack_size: int | None = None,
         time_limit: float | None = None,
         checkpoint_s: float = 300.0,
         hang_s: float = HANG_S,
         say: Callable[[str], None] = print,
     ) -> None:
-        self.store, self.workers, self.device, self.pack_size, self.say = store, workers, device, pack_size, say
+        self.store, self.workers, self.device, self.say = store, workers, device, say
+        self.pack_size = pack_size or (CPU_PACK if device == "cpu" else 1)
         self.for_workers = (store.folder.resolve(), device, data_folder and data_folder.resolve(), checkpoint_s)
         self.limit, self.hang_s = time_limit, hang_s
         self.deadline = None if time_limit is None else time.monotonic() + time_limit
@@ -152,9 +159,8 @@ class Sweep:
             begun, have = tidy(self.store), self.store.keys()
             missing = list({run.key(): run for run in runs if run.key() not in have}.values())
             report = Report(found=len({run.key() for run in runs}) - len(missing))
-            todo = packs(missing, self.pack_size, begun)
-            quiet = not sys.stderr.isatty()
-            with tqdm(total=work(missing), unit="img", unit_scale=True, disable=quiet) as bar:
+            todo = packs(missing, self.pack_size, self.workers.count, begun)
+            with tqdm(total=work(missing), unit="img", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
                 self._train(todo, report, bar)
             return report
 
@@ -251,10 +257,8 @@ class Sweep:
     def _fits(self, pack: list[RunConfig]) -> bool:
         if self.deadline is None or self.limit is None:
             return True
-        needed = self.seconds(pack)
-        if needed > self.limit:  # no call of this length finishes it, but each can do some of its epochs
-            needed /= pack[0].epochs
-        return needed < self.deadline - time.monotonic()
+        needed = self.seconds(pack)  # where no call of this length finishes it, each can do some of its epochs
+        return needed / (pack[0].epochs if needed > self.limit else 1) < self.deadline - time.monotonic()
 
     def _stop(self, pack: list[RunConfig]) -> float | None:
         """When a worker must stop at the next end of an epoch, by time.time(), the clock that machines share."""
