@@ -96,9 +96,9 @@ class Sweep:
 
     device: "cpu", or None for the best that a worker has. data_folder: where CIFAR-10 lies (unused by runs on generated
     images). pack_size: runs trained together, if they fit into the memory; None: CPU_PACK on a CPU, else 1. time_limit:
-    seconds from now on; no pack is started that would not finish in time, but one that takes longer than all of them is:
-    it stops in time and goes on from its checkpoint in the next sweep. checkpoint_s: see engine.train. hang_s: a pack
-    is given up, as failed, if no epoch of it ends for so long and for SLOW times what an epoch should take.
+    seconds from now on; no pack is started that would not finish in time, but one that takes longer than all of that
+    is: it stops in time and goes on from its checkpoint in the next sweep. checkpoint_s: see engine.train. hang_s: a
+    pack is given up, as failed, if no epoch of it ends for so long and for SLOW times what an epoch should take.
     """
 
     def __init__(
