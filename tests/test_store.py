@@ -446,6 +446,9 @@ def test_the_commit_is_that_of_the_code_marked_where_it_differs(tmp_path, monkey
     assert store.commit() == head[:12] + "+"
     git("commit", "-q", "-a", "-m", "second")
     assert store.commit() == git("rev-parse", "HEAD")[:12] != head[:12]
+    os.utime(source / "store.py", (1, 1))  # git would note that in its index, and a kill would leave the index locked
+    before = (tmp_path / ".git/index").read_bytes()
+    assert store.commit() == git("rev-parse", "HEAD")[:12] and (tmp_path / ".git/index").read_bytes() == before
     monkeypatch.setenv("PATH", str(tmp_path))  # no git here
     assert store.commit() == "unknown"
 
