@@ -21,12 +21,35 @@ hypothesis.settings.register_profile("long", max_examples=2000, deadline=None, d
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "long(group): takes long; begins early, alone or after the others of its group")
+    config.option.loadscopereorder = False  # groups begin in the order of pytest_collection_modifyitems
+
+
+def pytest_ignore_collect(collection_path, config):
+    """With `-m faults`, or one other mark, files that do not have it are not imported: most of the time of a start."""
+    mark = config.option.markexpr
+    if collection_path.suffix == ".py" and mark.isidentifier():
+        return f"mark.{mark}" not in collection_path.read_text() or None
+    return None
+
+
+def group_of(item):
+    """Tests of a group run in one process: those that need the site, so that it is built once, and those of a file."""
+    if "site" in item.fixturenames:
+        return "site"
+    long = item.get_closest_marker("long")
+    return long.kwargs.get("group") if long else item.path.stem
+
+
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """With several workers: what needs the site goes to one, first, so that it is built once; else a file to each."""
-    items.sort(key=lambda item: "site" not in item.fixturenames)
+def pytest_collection_modifyitems(config, items):
+    """First what needs the site, then what takes long: several workers must end at the same time."""
+    items.sort(key=lambda item: ("site" not in item.fixturenames, not item.get_closest_marker("long")))
     for item in items:
-        item.add_marker(pytest.mark.xdist_group("site" if "site" in item.fixturenames else item.path.stem))
+        if (group := group_of(item)) and getattr(config.option, "loadgroup", False):
+            # pytest-xdist 3.8 does this for its own mark, where pytest 9.2 does not see it (pytest-xdist issue 1386)
+            item._id = item.id.parse(f"{item.nodeid}@{group}")
 
 
 def pytest_runtest_setup(item):

@@ -82,7 +82,7 @@ def carry_out(folder, runs, say=lambda line: None, **options):
     torch.set_num_threads(1)
     workers._images = IMAGES
     crew = workers.Local([None, None])
-    options = {"device": "cpu", "data_folder": None, "checkpoint_s": 0.0, "say": say} | options
+    options = {"device": "cpu", "data_folder": None, "pack_size": 1, "checkpoint_s": 0.0, "say": say} | options
     try:
         return sweep.Sweep(Store(folder), crew, **options).carry_out(runs)
     finally:

@@ -30,6 +30,28 @@ def test_a_curve_leaves_diverged_runs_out() -> None:
     assert chapters.curve("x", rows.iloc[:0], "loss_curve", 0).seeds == []
 
 
+def test_chosen_cells_at_an_end_of_what_was_tried_are_named() -> None:
+    def bowl(alpha: float, decay: float) -> pd.DataFrame:
+        """A grid whose errors rise from there in every direction, for all algorithms alike."""
+        rows = pd.DataFrame([run.to_dict() | {"key": run.key()} for run in plan.grid_runs("grids", "cpu", "cifar10")])
+        scale = rows["algorithm"].str.startswith("sgd").map({True: 1.0, False: 0.08})
+        away = np.log2(rows["alpha"] / scale / alpha) ** 2 + np.log2((rows["decay"] + 1e-9) / decay) ** 2
+        return rows.assign(val_error=40 + away, test_error=40 + away, diverged_step=-1)
+
+    assert chapters.at_the_edge(bowl(0.2, 2e-3), "cpu", "grids") == (
+        "No chosen cell lies at an end of the learning rates or decays that were tried.\n"
+    )
+    fast, slow = (chapters.at_the_edge(bowl(alpha, 2e-3), "cpu", "grids") for alpha in (0.4, 0.05))
+    for name in ("SGD", "SGDW", "Adam", "AdamW", "SGDW without decay", "AdamW without decay"):
+        assert f" {name} at its largest learning rate, 0." in fast and f" {name} at its smallest learning rate" in slow
+    assert "SGD without" not in fast and fast.count("SGDW without") == 1  # the same runs, named once
+    strong = chapters.at_the_edge(bowl(0.2, 1.0), "cpu", "grids")
+    assert "AdamW at its largest decay, 0.016" in strong and "Adam at its largest L2 factor, 0.032" in strong
+    assert "learning rate," not in strong
+    half = chapters.at_the_edge(bowl(0.2, 2e-3).query("alpha < 0"), "cpu", "grids")  # nothing there: nothing chosen
+    assert half.startswith("No chosen cell")
+
+
 def test_the_parts_of_restarts_are_all_of_it() -> None:
     parts = chapters.restart_parts(rows_of("restarts"), "cpu")
     assert sum(map(len, parts.values())) == len(plan.grid_runs("restarts", "cpu", "cifar10"))
@@ -180,7 +202,7 @@ def test_unreadable_or_unlabelled_snapshots_give_no_ensemble() -> None:
         (-2.0, -0.1, "better"),
         (-0.5, 0.9, "no real cost"),
         (0.1, 0.9, "no real cost"),
-        (0.1, 1.5, "slightly worse"),
+        (0.1, 1.5, "worse, size open"),
         (1.1, 1.5, "worse"),
         (-0.1, 1.5, "inconclusive"),
         (math.nan, math.nan, "not tested"),

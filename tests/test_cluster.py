@@ -15,18 +15,21 @@ import pytest
 
 pytest.importorskip("parsl")
 
+import odd_workers
 from parsl.launchers import SimpleLauncher
 from parsl.providers import LocalProvider, SlurmProvider
+from plain_loop import make_images
 from test_sweep import keys, tiny
-from test_workers import numbers, trained
+from test_workers import kill_in_mid_run, numbers, trained
 
-from decoupled import data, plan
+from decoupled import plan, sweep
 from decoupled.__main__ import main
 from decoupled.cluster import Cluster
 from decoupled.store import Store
 from decoupled.sweep import Report, Sweep
 
 READY = Path(__file__).parents[1] / "benchmarks/parsl"
+TESTS = str(Path(__file__).parent)  # where odd_workers is
 LINUX = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds worker processes in /proc")
 
 CONFIG = """
@@ -41,12 +44,13 @@ config = Config(
             provider=LocalProvider(max_blocks=1{provider}), {options}
         )
     ],
+    strategy_period=0.2,
     usage_tracking=3,
 )
 """
 
 
-def write(folder, options="max_workers_per_node=4", provider=""):
+def write(folder, options="max_workers_per_node=2", provider=""):
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "config.py"
     file.write_text(CONFIG.format(options=options, provider=provider))
@@ -68,20 +72,14 @@ def members(session):
 
 
 def trainers_of(folder):
-    """Ids of the processes that train the runs of a store in this folder, the hardest working first."""
+    """Ids of the processes that train the runs of a store in this folder."""
     all_of_them = members(os.getsid(0))
 
     def children(parents):
         return {pid for pid, (parent, _) in all_of_them.items() if parent in parents}
 
     managers = {pid for pid, (_, line) in all_of_them.items() if "process_worker_pool" in line and f"{folder}/" in line}
-    trainers = [pid for pid in children(children(managers)) if "spawn_main" in all_of_them[pid][1]]
-    return sorted(trainers, key=cpu_seconds)[::-1]
-
-
-def cpu_seconds(pid):
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return [pid for pid in children(children(managers)) if "spawn_main" in all_of_them[pid][1]]
 
 
 @pytest.fixture
@@ -107,8 +105,9 @@ def no_orphans(monkeypatch, tmp_path):
 
 @pytest.fixture
 def start(tmp_path, no_orphans, monkeypatch):
-    """Makes a Cluster of 4 workers, or of what the options say, and ends it."""
+    """Makes a Cluster of 2 workers, or of what the options say, and ends it."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", TESTS)
     made: list[Cluster] = []
 
     def make(**options):
@@ -214,7 +213,9 @@ def test_two_workers_share_each_gpu(start, tmp_path, monkeypatch):
 
 @LINUX
 @pytest.mark.faults
-def test_a_trainer_killed_in_mid_run_loses_and_doubles_nothing(start, tmp_path):
+@pytest.mark.long
+def test_trainers_killed_in_mid_run_and_while_they_wait_lose_and_double_nothing(start, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "train", odd_workers.few)
     runs = [tiny(seed, train_size=512, epochs=4) for seed in range(10)]
     folder = Store(tmp_path / "results", pytest.fail)
     before: dict[Path, bytes] = {}
@@ -223,36 +224,23 @@ def test_a_trainer_killed_in_mid_run_loses_and_doubles_nothing(start, tmp_path):
     def kill():
         while len(folder.keys()) < 2:
             time.sleep(0.01)
-        begun = {path.stem: path.read_text() for path in (folder.folder / "checkpoints").glob("*.keys")}
         before.update({path: path.read_bytes() for path in folder.folder.glob("*.json")})
-        assert begun
-        killed.append(trainers_of(tmp_path)[0])
-        os.kill(killed[0], signal.SIGKILL)
+        killed.extend(kill_in_mid_run(lambda: trainers_of(tmp_path), folder.folder))
 
     crew = start()
-    assert crew.count == 4
+    assert crew.count == 2
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
-    report = Sweep(folder, crew, device="cpu", data_folder=None, say=pytest.fail).carry_out(runs)
+    sweeper = Sweep(folder, crew, device="cpu", data_folder=None, pack_size=1, say=pytest.fail)
+    report = sweeper.carry_out(runs)
     killer.join(10)
-    assert len(killed) == 1 and before
+    assert len(killed) == 1 and before and list(sweeper.tried.values()) == [1]
     assert report == Report(trained=10)
     assert folder.keys() == keys(runs) == set(folder.frame()["key"])
     assert all(path.read_bytes() == content for path, content in before.items())  # not trained again
-    images = data.generated()
+    images = make_images()
     assert all(numbers(folder.read(run.key())) == trained(run, images) for run in runs[:3])
-    # everything that Parsl writes lies in the store's folder, and it reports to nobody
-    assert {path.name for path in tmp_path.iterdir()} == {"config", "results"}
-    assert (folder.folder / "parsl/000/parsl.log").exists()
-    assert crew.kernel.config.usage_tracking == 0
-    crew.shutdown()
-    crew.shutdown()  # once more does no harm
 
-
-@LINUX
-@pytest.mark.faults
-def test_trainers_that_die_while_they_wait_are_replaced(start, tmp_path):
-    crew = start()
     seen: set[str] = set()
     while len(seen) < crew.count:  # until each worker has had a task
         tasks = [crew.submit(subprocess.getoutput, "sleep 0.2; echo $PARSL_WORKER_RANK") for _ in range(crew.count)]
@@ -265,6 +253,13 @@ def test_trainers_that_die_while_they_wait_are_replaced(start, tmp_path):
     lost = sum(isinstance(task.exception(60), crew.died) for task in tasks)
     assert lost <= crew.count  # a worker may learn of a death only by its next task, which the sweep tries again
     assert not {task.result() for task in tasks if task.exception() is None} & set(idle)
+
+    # everything that Parsl writes lies in the store's folder, and it reports to nobody
+    assert {path.name for path in tmp_path.iterdir()} == {"config", "results"}
+    assert (folder.folder / "parsl/000/parsl.log").exists()
+    assert crew.kernel.config.usage_tracking == 0
+    crew.shutdown()
+    crew.shutdown()  # once more does no harm
 
 
 def test_jobs_that_do_not_start_end_in_one_line(start, tmp_path):
@@ -283,19 +278,22 @@ def test_jobs_that_do_not_start_end_in_one_line(start, tmp_path):
 
 @LINUX
 @pytest.mark.faults
+@pytest.mark.long
 def test_workers_end_with_a_command_that_is_killed_and_the_next_one_finishes(tmp_path):
-    write(tmp_path, options="max_workers_per_node=2")
-    line = "run --profile smoke --experiments fixed_lr --store results --executor parsl --parsl-config config.py"
+    write(tmp_path)
+    line = "run --profile smoke --experiments grids --pack 1 --store results"
+    line += " --executor parsl --parsl-config config.py"
     proxy = "http://127.0.0.1:9"  # nobody listens there: the download of the images fails at once
-    options: dict = {"cwd": tmp_path, "env": os.environ | {"https_proxy": proxy, "HTTPS_PROXY": proxy}}
-    command = [sys.executable, "-m", "decoupled", *line.split()]
+    environment = os.environ | {"https_proxy": proxy, "HTTPS_PROXY": proxy, "PYTHONPATH": TESTS}
+    options: dict = {"cwd": tmp_path, "env": environment}
+    command = [sys.executable, "-c", "import odd_workers; odd_workers.command()", *line.split()]
     with subprocess.Popen(command, **options, stdout=subprocess.DEVNULL, start_new_session=True) as first:
         end = time.monotonic() + 120
         while not list((tmp_path / "results").glob("*.json")):
             assert first.poll() is None and time.monotonic() < end
             time.sleep(0.05)
         first.kill()
-        first.wait()
+        assert first.wait() == -signal.SIGKILL
         try:
             while members(first.pid):
                 assert time.monotonic() < end, members(first.pid)
@@ -304,8 +302,9 @@ def test_workers_end_with_a_command_that_is_killed_and_the_next_one_finishes(tmp
             for member in members(first.pid):
                 os.kill(member, signal.SIGKILL)
     before = {path: path.read_bytes() for path in (tmp_path / "results").glob("*.json")}
+    write(tmp_path, options="max_workers_per_node=1")
     done = subprocess.run(command, **options, capture_output=True, text=True, timeout=300, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert all(path.read_bytes() == content for path, content in before.items())
-    wanted = plan.grid_runs("fixed_lr", "smoke", "generated")
-    assert Store(tmp_path / "results").keys() >= keys(wanted)
+    wanted = plan.grid_runs("grids", "smoke", "generated")
+    assert len(before) < len(wanted) and Store(tmp_path / "results").keys() >= keys(wanted)

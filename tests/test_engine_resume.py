@@ -214,6 +214,7 @@ def test_divergence_is_recorded_with_the_step_at_which_the_loss_ceased_to_be_fin
     first, per_epoch = result["diverged_step"], run.steps_per_epoch
     assert per_epoch < first < run.steps - per_epoch  # neither in the first nor in the last epoch
     assert abs(first - near) <= 1  # other kernels may take a step more or less to overflow
+    assert engine._ready is not None
     finite = engine._ready.pack.losses.isfinite()[:, 0].tolist()  # of the last epoch that was trained
     assert finite.index(False) == first % per_epoch
     assert math.isnan(result["test_error"]) and math.isnan(result["val_error"]) and math.isnan(result["train_loss"])

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from decoupled import explore, plan, report, store, sweep
+from decoupled import explore, outlook, plan, report, store
 from decoupled.__main__ import _parser, main
 from decoupled.runs import KINDS, RunConfig
 from decoupled.store import Store
@@ -136,7 +136,7 @@ def test_every_command_trains_the_runs_of_its_cell(maps, published):
             if args.profile not in planned:
                 every = sorted({key for m in maps.values() if m["command"] == data["command"] for c in m["cells"]
                                 for key in c.get("keys", [])})  # fmt: skip
-                planned[args.profile] = dict(zip(every, sweep.with_keys(every, args.profile, "cifar10"), strict=True))
+                planned[args.profile] = dict(zip(every, outlook.with_keys(every, args.profile, "cifar10"), strict=True))
             for key, seed in zip(cell["keys"], [r["seed"] for r in cell.get("runs", [{"seed": 0}])], strict=True):
                 run = planned[args.profile][key]
                 assert run.key() == key and run.seed == seed

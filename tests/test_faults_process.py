@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
+import odd_workers
 import pytest
 from forked import members, wait_for_orphans
 from test_sweep import Crew, tiny
@@ -45,6 +46,7 @@ def forked(tmp_path):
 # --- kill -9 ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_sweep_killed_at_fifty_moments_loses_nothing_and_repeats_nothing(forked):
     found = forked("kill_sweeps")  # after every kill it checks that what was stored is untouched and whole
     assert found["killed"] == KILLS and found["stored"] > 0
@@ -52,6 +54,7 @@ def test_a_sweep_killed_at_fifty_moments_loses_nothing_and_repeats_nothing(forke
     assert found["failed"] == {} and found["left"] == [] and found["complete"] and found["same"]
 
 
+@pytest.mark.long
 def test_workers_killed_at_fifty_moments_lose_nothing_and_repeat_nothing(forked):
     found = forked("kill_workers")
     assert found["killed"] == KILLS
@@ -83,6 +86,7 @@ def test_a_worker_that_dies_while_its_speed_is_measured_is_asked_again(tmp_path)
 TRAINING = """
 import os, signal, threading, time
 from pathlib import Path
+import odd_workers
 from decoupled import sweep, workers
 from decoupled.runs import RunConfig
 from decoupled.store import Store
@@ -93,13 +97,17 @@ def kill():
     os.kill(os.getpid(), signal.SIGKILL)
 
 threading.Thread(target=kill, daemon=True).start()
+sweep.train = odd_workers.few
 runs = [RunConfig(**fields) for fields in planned]
-sweep.Sweep(Store(folder), workers.Local([None]), device="cpu", data_folder=None).carry_out(runs)
+sweep.Sweep(Store(folder), workers.Local([None]), device="cpu", data_folder=None, pack_size=1).carry_out(runs)
 """
 
 
+@pytest.mark.long
 def test_a_killed_kernel_is_one_line_and_the_next_sweep_goes_on(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(FORKED.parent))  # where odd_workers is
+    monkeypatch.setattr(sweep, "train", odd_workers.few)
     runs = [tiny(seed, train_size=512, epochs=3) for seed in range(4)]
     text = f"folder = 'results'\nplanned = {[run.to_dict() for run in runs]}"
     cells = [nbformat.v4.new_code_cell(text, metadata={"tags": ["parameters"]}), nbformat.v4.new_code_cell(TRAINING)]
@@ -125,27 +133,21 @@ def test_a_killed_kernel_is_one_line_and_the_next_sweep_goes_on(tmp_path, monkey
 # --- Ctrl-C -----------------------------------------------------------------------------------------------------------
 
 ENDLESS = """
-import signal, sys, time
+import signal, sys
 from types import SimpleNamespace
+import odd_workers
 from decoupled import data, sweep
 from decoupled.__main__ import main
-from test_faults_process import sleep
 
 if __name__ == "__main__":  # not in the workers, which import this
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background has it ignored
-    sweep.train = sleep
-    sweep.estimate = lambda views, sweeper: ("", 0.0)
+    sweep.train, sweep.measure = odd_workers.sleep, odd_workers.made_up
     data.find = lambda *_, **__: SimpleNamespace(source="generated", fingerprint="")
     sys.exit(main("run --profile smoke --experiments fixed_lr --workers 1 --store results".split()))
 """
 
 
-def sleep(pack, folder, *_):
-    """In the place of workers.train: never ends."""
-    (folder / "begun").touch()
-    time.sleep(1e6)
-
-
+@pytest.mark.long
 def test_the_second_ctrl_c_stops_at_once_where_the_first_waits(tmp_path):
     (tmp_path / "endless.py").write_text(ENDLESS)
     environment = os.environ | {"PYTHONPATH": str(FORKED.parent)}
@@ -183,6 +185,7 @@ def test_the_second_ctrl_c_stops_at_once_where_the_first_waits(tmp_path):
 # --- twice, hanging, clocks -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_of_two_sweeps_that_start_together_one_trains_and_one_says_why_not(forked):
     found = forked("race")
     # on a busy machine the second may only begin when the first has trained all four runs
@@ -190,6 +193,7 @@ def test_of_two_sweeps_that_start_together_one_trains_and_one_says_why_not(forke
     assert len(found["outcomes"]) == 6 and found["stored"] == 24
 
 
+@pytest.mark.long
 def test_a_run_that_hangs_fails_with_the_place_and_the_rest_goes_on(forked):
     found = forked("hang")
     assert found["trained"] == 4 and set(found["failed"]) == set(found["hung"])
@@ -205,7 +209,8 @@ def test_patience_is_that_of_the_sweep_and_many_times_what_an_epoch_should_take(
     pack = [tiny(seed, epochs=5) for seed in range(2)]
     assert sweeper._patience(pack) == 60  # nothing is measured for it
     sweeper.measured[sweep.size(pack[0])] = workers.Measured(0.5, "slow")
-    assert sweeper._patience(pack) == sweep.SLOW * 2 * 64 * 0.5
+    images = 64 + 15_000 / 3 / 5  # of an epoch; after the last of five, 15,000 are evaluated, each for a third
+    assert sweeper._patience(pack) == sweep.SLOW * 2 * images * 0.5
 
 
 def test_a_clock_that_jumps_back_prolongs_no_time_limit(tmp_path, monkeypatch):
@@ -220,7 +225,7 @@ def test_a_clock_that_jumps_back_prolongs_no_time_limit(tmp_path, monkeypatch):
             clock["wall"] += 40 - 3600  # an hour back during every run
             super().train(future, pack, folder, device, data_folder, checkpoint_s, hang_s, None)
 
-    crew, runs = Slow(count=1, takes=0, speed=1.6), [tiny(seed) for seed in range(6)]  # 40 seconds each
+    crew, runs = Slow(count=1, takes=0, speed=5064 / 40), [tiny(seed) for seed in range(6)]  # 40 seconds each
     options: dict = {"device": None, "data_folder": None, "say": pytest.fail}
     assert Sweep(Store(tmp_path), crew, time_limit=100, **options).carry_out(runs) == Report(trained=2, left=4)
     assert crew.stops == [1e9 + 100 - 40, 1e9 - 3560 + 60 - 40]  # by the clock as it then stands

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import made_up
 import numpy as np
+import odd_workers
 import pandas as pd
 import pytest
+from plain_loop import make_images
 
-from decoupled import plan, store, sweep
+from decoupled import data, plan, store, sweep
 from decoupled.__main__ import main
 from decoupled.runs import RunConfig
 
@@ -52,6 +54,7 @@ def disk(tmp_path_factory):
     return {name: [(folder / f"{i}.{end}").read_text().strip() for end in ends] for i, name in enumerate(steps)}
 
 
+@pytest.mark.long(group="disk")
 def test_a_full_disk_ends_the_sweep_in_one_line_and_keeps_what_is_finished(disk):
     status, out, error = disk["full"]
     assert (status, error) == ("0", ""), error
@@ -61,6 +64,7 @@ def test_a_full_disk_ends_the_sweep_in_one_line_and_keeps_what_is_finished(disk)
     assert 0 < found["kept"] == 60 - found["trained"] < 60 == found["stored"]
 
 
+@pytest.mark.long(group="disk")
 def test_a_read_only_store_is_one_line_for_a_sweep_and_can_be_read(disk):
     status, _, error = disk["read-only"]
     assert status == "1" and error == "decoupled: cannot write results into Läufe auf λ: Read-only file system"
@@ -81,7 +85,10 @@ DAMAGE = {
 
 def test_a_damaged_result_is_put_aside_with_a_message_and_trained_again(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody listens there: images are generated
+    monkeypatch.setattr(data, "generated", make_images)
+    monkeypatch.setattr(sweep, "train", odd_workers.few)
+    monkeypatch.setattr(sweep, "measure", odd_workers.briefly)
     grid = plan.grid_runs("grids", "smoke", "generated")
     here = made_up.fill("a store", grid)
     made_up.fill("a store", plan.winner_runs("grids", "smoke", "generated", here.frame()))

@@ -14,7 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 import made_up
 import pytest
 
-from decoupled import plan, sweep, workers
+from decoupled import outlook, plan, sweep, workers
 from decoupled.runs import RunConfig
 from decoupled.store import Store
 from decoupled.sweep import Report, Sweep, packs
@@ -46,7 +46,7 @@ def test_packs_hold_runs_of_one_shape_in_the_order_of_the_plan():
 def test_packs_are_smaller_where_workers_would_have_nothing_to_do():
     runs = [tiny(seed) for seed in range(9)]
     sizes = {count: [len(pack) for pack in packs(runs[:count], 4, workers=2)] for count in (1, 2, 3, 4, 5, 7, 9)}
-    assert sizes == {1: [1], 2: [2], 3: [2, 1], 4: [2, 2], 5: [3, 2], 7: [4, 3], 9: [4, 4, 1]}
+    assert sizes == {1: [1], 2: [2], 3: [2, 1], 4: [2, 2], 5: [3, 2], 7: [4, 3], 9: [3, 3, 3]}
     assert [len(pack) for pack in packs(runs, 1, workers=4)] == [1] * 9
     other = [tiny(seed, width=4) for seed in range(2)]  # a worker is busy with those
     assert packs([*runs[:4], *other], 4, workers=3) == [runs[:2], runs[2:4], other]
@@ -259,10 +259,10 @@ def test_what_a_dead_worker_had_stored_counts_as_trained(carry_out, tmp_path, mo
 
 @pytest.mark.faults
 def test_a_pack_that_does_not_fit_is_halved_and_the_limit_is_remembered(carry_out, tmp_path):
-    runs = [tiny(seed) for seed in range(12)]
+    runs = [tiny(seed) for seed in range(16)]
     report, said, crew = carry_out(runs, pack_size=8, memory=3, count=1)
-    assert report == Report(trained=12) and stored(tmp_path) == keys(runs)
-    assert [len(pack) for pack in crew.submitted] == [8, 4, 2, 2, 2, 2, 2, 2]
+    assert report == Report(trained=16) and stored(tmp_path) == keys(runs)
+    assert [len(pack) for pack in crew.submitted] == [8, 4, 2, 2, 2, 2, 2, 2, 2, 2]
     assert said == [
         "8 runs in one pack do not fit into the memory of A GPU with 80 GB: trying 4",
         "4 runs in one pack do not fit into the memory of A GPU with 80 GB: trying 2",
@@ -415,7 +415,7 @@ SMOKE = plan.grid_runs("grids", "smoke", "cifar10")
 
 def test_the_outlook_counts_a_shared_run_once_and_chosen_cells_at_most(tmp_path):
     here = made_up.fill(tmp_path, SMOKE[:5])
-    grids, schedules = sweep.outlook(["grids", "schedules"], "smoke", "cifar10", here.frame())
+    grids, schedules = outlook.of(["grids", "schedules"], "smoke", "cifar10", here.frame())
     assert (grids.done, grids.planned) == (5, len(SMOKE))
     # 4 algorithms, each with and without decay, one fresh seed
     assert len(grids.missing) == len(SMOKE) - 5 + 8
@@ -428,18 +428,18 @@ def test_the_outlook_of_a_finished_grid_has_its_chosen_cells(tmp_path):
     here = made_up.fill(tmp_path, SMOKE)
     chosen = plan.winner_runs("grids", "smoke", "cifar10", here.frame())
     made_up.fill(tmp_path, chosen[:2])
-    [view] = sweep.outlook(["grids"], "smoke", "cifar10", here.frame())
+    [view] = outlook.of(["grids"], "smoke", "cifar10", here.frame())
     assert (view.done, view.planned) == (len(SMOKE) + 2, len(SMOKE) + len(chosen)) and view.missing == chosen[2:]
     made_up.fill(tmp_path, chosen)
-    assert sweep.outlook(["grids"], "smoke", "cifar10", here.frame())[0].missing == []
+    assert outlook.of(["grids"], "smoke", "cifar10", here.frame())[0].missing == []
 
 
 def test_the_estimate_adds_up(tmp_path):
     here = made_up.fill(tmp_path, SMOKE[:4])
     size = here.bytes_per_result()
     crew = Crew(count=4, speed=2)
-    views = sweep.outlook(["grids"], "smoke", "cifar10", here.frame())
-    table, hours = sweep.estimate(views, Sweep(here, crew, device=None, data_folder=None, pack_size=3))
+    views = outlook.of(["grids"], "smoke", "cifar10", here.frame())
+    table, hours = outlook.estimate(views, Sweep(here, crew, device=None, data_folder=None, pack_size=3))
     missing = views[0].missing
     assert hours == pytest.approx(sweep.work(missing) / 2 / 4 / 3600)
     assert len(crew.measured) == 1  # every size once
@@ -464,10 +464,22 @@ def test_the_estimate_uses_the_speed_seen_and_measures_nothing_that_is_done(tmp_
     sweeper.carry_out(runs[:2])
     assert sweeper.seconds(runs) == pytest.approx(sweep.work(runs) / 4) and len(crew.measured) == 1
     idle = Crew()
-    table, hours = sweep.estimate(
-        [sweep.Outlook("grids", 4, 4, [])], Sweep(Store(tmp_path), idle, device=None, data_folder=None)
+    table, hours = outlook.estimate(
+        [outlook.Outlook("grids", 4, 4, [])], Sweep(Store(tmp_path), idle, device=None, data_folder=None)
     )
     assert hours == 0 and idle.measured == [] and table.splitlines()[-1].split()[:3] == ["total", "4/4", "0"]
+
+
+def test_the_copy_beside_a_single_run_on_a_cpu_costs_what_it_costs(tmp_path):
+    runs = [tiny(seed) for seed in range(4)]
+    one, crew = sweep.work(runs[:1]), Crew(speed=1, seen=1)
+    together, single = (Sweep(Store(tmp_path), crew, device="cpu", data_folder=None, pack_size=k) for k in (4, 1))
+    assert together.seconds(runs) == pytest.approx(4 * one) and together.seconds(runs[:1]) == pytest.approx(2 * one)
+    assert single.seconds(runs) == pytest.approx(8 * one)
+    single.carry_out(runs[:1])  # as fast as the crew says, copy and all
+    assert single.seconds(runs[:1]) == pytest.approx(one)
+    on_a_gpu = Sweep(Store(tmp_path), crew, device=None, data_folder=None)
+    assert on_a_gpu.seconds(runs[:1]) == pytest.approx(one)
 
 
 def test_a_speed_that_cannot_be_measured_is_one_line(tmp_path):

@@ -1,5 +1,6 @@
 """workers: real processes of this machine, which GPU each of them sees, and what becomes of them."""
 
+import contextlib
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ from pathlib import Path
 import odd_workers
 import pytest
 import torch
+from plain_loop import make_images
 from test_sweep import keys, tiny
 
 from decoupled import data, engine, store, sweep, workers
@@ -32,6 +34,12 @@ def crew():
     yield make
     for each in made:
         each.shutdown(now=True)
+
+
+@pytest.fixture(scope="module")
+def images():
+    """Those on which odd_workers train."""
+    return make_images()
 
 
 # --- slots --------------------------------------------------------------------------------------------------------
@@ -120,22 +128,23 @@ def test_the_speed_is_measured_in_a_worker(tmp_path, crew):
 
 
 @pytest.mark.faults
-def test_a_pack_that_is_short_of_memory_in_a_real_worker_is_halved(tmp_path, crew, monkeypatch):
+@pytest.mark.long
+def test_a_pack_that_is_short_of_memory_in_a_real_worker_is_halved(tmp_path, crew, monkeypatch, images):
     monkeypatch.setattr(sweep, "train", odd_workers.short_of_memory)
     said: list[str] = []
-    folder, runs, images = Store(tmp_path / "results", said.append), [tiny(seed) for seed in range(4)], data.generated()
+    folder, runs = Store(tmp_path / "results", said.append), [tiny(seed) for seed in range(4)]
     sweeper = Sweep(folder, crew(), device="cpu", data_folder=None, pack_size=4, say=said.append)
     assert sweeper.carry_out(runs) == Report(trained=4)
     assert [line.partition(" do not fit")[0] for line in said] == ["4 runs in one pack", "2 runs in one pack"]
     assert {numbers(folder.read(run.key())) for run in runs} == {trained(run, images) for run in runs}
     assert (folder.folder / "released").read_text().split() == ["4", "2"]
-    assert folder.pack_limits() == {f"{engine.device_name('cpu')}/cnn/2/32/float32": 1}
+    assert folder.pack_limits() == {f"{engine.device_name('cpu')}/cnn/8/32/float32": 1}
 
 
 # --- time limit and death -----------------------------------------------------------------------------------------
 
 
-def test_a_run_that_is_stopped_in_time_goes_on_from_its_checkpoint(tmp_path, crew, monkeypatch):
+def test_a_run_that_is_stopped_in_time_goes_on_from_its_checkpoint(tmp_path, crew, monkeypatch, images):
     monkeypatch.setattr(sweep, "train", odd_workers.telling)
     run, folder, local = tiny(train_size=512, epochs=30, evaluations=3), Store(tmp_path), crew()
     for _ in range(100):
@@ -147,7 +156,7 @@ def test_a_run_that_is_stopped_in_time_goes_on_from_its_checkpoint(tmp_path, cre
         assert report == Report(left=1)
     epochs = [int(line) for line in (tmp_path / "resumed").read_text().split()]
     assert len(epochs) > 1 and epochs == sorted(set(epochs)) and epochs[0] > 0
-    assert numbers(folder.read(run.key())) == trained(run, data.generated())
+    assert numbers(folder.read(run.key())) == trained(run, images)
     assert not list((tmp_path / "checkpoints").iterdir())
 
 
@@ -164,15 +173,36 @@ def workers_of_this_process():
     return found
 
 
-def kill_when(condition):
-    """Kill the only worker of this process once `condition()` holds; a thread, and the list of what was killed."""
+def trains(pid, folder):
+    """Whether a process, which must be stopped to ask, is in the middle of a pack of this store."""
+    with contextlib.suppress(OSError):  # it has ended, or closed the file
+        for file in Path(f"/proc/{pid}/fd").iterdir():
+            if (log := file.readlink()).suffix == ".hung":  # open from before the training until all is stored
+                return not set(log.with_suffix(".keys").read_text().split()) <= Store(folder).keys()
+    return False
+
+
+def kill_in_mid_run(pids, folder):
+    """Kill one of the processes `pids()` while it trains; its id in a list, which is empty if all ended before."""
+    while found := pids():
+        for pid in found:
+            os.kill(pid, signal.SIGSTOP)
+            if trains(pid, folder):
+                os.kill(pid, signal.SIGKILL)
+                return [pid]
+            os.kill(pid, signal.SIGCONT)
+        time.sleep(0.005)
+    return []
+
+
+def kill_when(condition, folder):
+    """Kill the only worker of this process, in mid-run, once `condition()` holds; a thread, and what was killed."""
     killed: list[int] = []
 
     def kill():
         while not condition():
             time.sleep(0.005)
-        killed.append(workers_of_this_process()[0])
-        os.kill(killed[0], signal.SIGKILL)
+        killed.extend(kill_in_mid_run(workers_of_this_process, folder))
 
     thread = threading.Thread(target=kill, daemon=True)
     thread.start()
@@ -180,38 +210,42 @@ def kill_when(condition):
 
 
 @pytest.mark.faults
+@pytest.mark.long
 @LINUX
-def test_a_worker_killed_in_mid_run_is_replaced_and_the_sweep_finishes(tmp_path, crew):
+def test_a_worker_killed_in_mid_run_is_replaced_and_the_sweep_finishes(tmp_path, crew, monkeypatch):
+    monkeypatch.setattr(sweep, "train", odd_workers.few)
     runs = [tiny(seed, train_size=512, epochs=3) for seed in range(5)]
     folder = Store(tmp_path / "results")
     before: dict[Path, bytes] = {}
 
-    def the_next_run_has_begun():
-        if folder.keys():
-            time.sleep(0.1)
-            before.update({path: path.read_bytes() for path in folder.folder.glob("*.json")})
+    def the_first_run_is_stored():
+        before.update({path: path.read_bytes() for path in folder.folder.glob("*.json")})
         return bool(before)
 
-    killer, killed = kill_when(the_next_run_has_begun)
-    report = Sweep(folder, crew(), device="cpu", data_folder=None, say=pytest.fail).carry_out(runs)
+    killer, killed = kill_when(the_first_run_is_stored, folder.folder)
+    sweeper = Sweep(folder, crew(), device="cpu", data_folder=None, pack_size=1, say=pytest.fail)
+    report = sweeper.carry_out(runs)
     killer.join(10)
-    assert len(killed) == 1 and before
+    assert len(killed) == 1 and before and list(sweeper.tried.values()) == [1]
     assert report == Report(trained=5)
     assert set(folder.frame()["key"]) == keys(runs)
     assert all(path.read_bytes() == content for path, content in before.items())  # not trained again
 
 
 @pytest.mark.faults
+@pytest.mark.long
 @LINUX
-def test_a_long_run_whose_worker_is_killed_ends_with_the_same_bits_from_its_checkpoint(tmp_path, crew, monkeypatch):
+def test_a_long_run_whose_worker_is_killed_ends_with_the_same_bits_from_its_checkpoint(
+    tmp_path, crew, monkeypatch, images
+):
     monkeypatch.setattr(sweep, "train", odd_workers.telling)
     pack = [tiny(seed, train_size=512, epochs=40, evaluations=8, augment="flip") for seed in range(2)]
     folder = Store(tmp_path)
-    killer, killed = kill_when(checkpoint_of(tmp_path, [run.key() for run in pack]).exists)
+    killer, killed = kill_when(checkpoint_of(tmp_path, [run.key() for run in pack]).exists, tmp_path)
     options: dict = {"device": "cpu", "data_folder": None, "pack_size": 2, "checkpoint_s": 0.0}
     assert Sweep(folder, crew(), **options, say=pytest.fail).carry_out(pack) == Report(trained=2)
     killer.join(10)
     assert len(killed) == 1 and 0 < int((tmp_path / "resumed").read_text()) < 40
-    whole = engine.train(pack, data.generated())
+    whole = engine.train(pack, images)
     for run, result in zip(pack, whole, strict=True):
         assert numbers(folder.read(run.key())) == numbers({"key": run.key(), **run.to_dict(), **result})

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from decoupled import plan, store, sweep, units, workers
+from decoupled import outlook, plan, store, sweep, units, workers
 from decoupled.runs import RunConfig
 
 LOCAL = Path("data/runs")
@@ -154,6 +154,7 @@ def _sweep(
     else:
         from decoupled import engine
 
+        device = "cpu" if engine.default_device() == "cpu" else device
         slots = workers.slots(device or engine.default_device())
         crew = workers.Local([slots[k % len(slots)] for k in range(args.workers or len(slots))])
     try:
@@ -174,7 +175,7 @@ def _stages(
 ) -> Iterator[tuple[str, list[RunConfig]]]:
     """Experiment by experiment the grid and, as soon as all of it is stored or failed, the chosen cells; or `key`."""
     if args.key:
-        yield "keys", sweep.with_keys(args.key, profile, source)
+        yield "keys", outlook.with_keys(args.key, profile, source)
         return
     for name in args.experiments:
         grid = plan.grid_runs(name, profile, source)
@@ -205,8 +206,8 @@ def run_command(args: argparse.Namespace) -> int:
     failed: dict[str, str] = {}
     limit = None if args.time_limit is None else max(0.0, args.time_limit - (time.monotonic() - started))
     with _sweep(args, profile, args.data, limit) as sweeper:
-        table, hours = sweep.estimate(
-            sweep.outlook(args.experiments, profile, images.source, local.frame(curves=False), args.key), sweeper
+        table, hours = outlook.estimate(
+            outlook.of(args.experiments, profile, images.source, local.frame(curves=False), args.key), sweeper
         )
         print(table, flush=True)
         in_parts = args.time_limit is not None and args.time_limit < 24 * 3600
@@ -230,9 +231,9 @@ def run_command(args: argparse.Namespace) -> int:
                 flush=True,
             )
             failed |= report.failed
-        views = sweep.outlook(args.experiments, profile, images.source, local.frame(curves=False), args.key)
+        views = outlook.of(args.experiments, profile, images.source, local.frame(curves=False), args.key)
         if not args.dry_run and any(view.missing for view in views):
-            print(sweep.estimate(views, sweeper)[0])
+            print(outlook.estimate(views, sweeper)[0])
     if failed:
         raise RuntimeError(
             f"{len(failed)} run(s) failed; the first, {next(iter(failed))}: {next(iter(failed.values()))}"
@@ -247,7 +248,7 @@ def status_command(args: argparse.Namespace) -> int:
     print(f"{'profile':8} {'experiment':15} {'here':>12} {'published':>12}")
     for profile in plan.PROFILES:
         here, there = (
-            sweep.outlook(list(plan.EXPERIMENTS), profile, plan.dataset_of(frame, profile), frame)
+            outlook.of(list(plan.EXPERIMENTS), profile, plan.dataset_of(frame, profile), frame)
             for frame in (local, published.get(profile, local.iloc[:0]))
         )
         for ours, theirs in zip(here, there, strict=True):
@@ -269,9 +270,9 @@ def estimate_command(args: argparse.Namespace) -> int:
     """What is still missing, and how long it takes here, from the speed of a few training steps measured now."""
     profile = _profile(args.profile)
     frame = store.Store(args.store).frame(curves=False)
-    views = sweep.outlook(args.experiments, profile, plan.dataset_of(frame, profile), frame)
+    views = outlook.of(args.experiments, profile, plan.dataset_of(frame, profile), frame)
     with _sweep(args, profile) as sweeper:
-        print(sweep.estimate(views, sweeper)[0])
+        print(outlook.estimate(views, sweeper)[0])
     return 0
 
 

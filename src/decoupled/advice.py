@@ -57,7 +57,7 @@ def cost(low: float, high: float, margin: float) -> str:
         "better": high < 0,
         "worse": low > margin,
         "no real cost": high < margin,
-        "slightly worse": low > 0,
+        "worse, size open": low > 0,
     }
     return next((word for word, holds in words.items() if holds), "inconclusive")
 

@@ -39,6 +39,29 @@ def curve(label: str, rows: pd.DataFrame, name: str, look: int, *, at_evaluation
     return Line(label, x, [values for values in seeds if len(values) == len(x)], look)
 
 
+def at_the_edge(rows: pd.DataFrame, profile: str, experiment: str) -> str:
+    """A sentence that names the chosen cells at an end of what was tried; a wider range may hold better ones."""
+    dataset, found = plan.dataset_of(rows, profile), []
+    runs = plan.grid_runs(experiment, profile, dataset)
+    choices = plan.choices(experiment, profile, dataset)
+    for algorithm, schedule, part in choices:
+        cell = plan.choose(rows, algorithm, schedule, part)
+        mine = [run for run in runs if (run.algorithm, run.schedule) == (algorithm, schedule) and run.decay > 0]
+        for name, value in zip(("alpha", "decay"), cell or (), strict=False):
+            tried = sorted({getattr(run, name) for run in mine})
+            if value and len(tried) > 1 and value in (tried[0], tried[-1]):
+                end = "smallest" if value == tried[0] else "largest"
+                what = {"alpha": "learning rate", "decay": "L2 factor" if algorithm in evidence.DECOUPLED else "decay"}
+                where = f" ({schedule.partition('(')[0]})" if len({s for _, s, _ in choices}) > 1 else ""
+                none = " without decay" if part == "zero" else ""
+                label = evidence.LABELS[plan.without_decay(algorithm) if none else algorithm]
+                found.append(f"{label}{none}{where} at its {end} {what[name]}, {number(value)}")
+    if not found:
+        return "No chosen cell lies at an end of the learning rates or decays that were tried.\n"
+    listed = "; ".join(dict.fromkeys(found))
+    return f"*Chosen at an end of what was tried,* so that a wider range may hold a better cell: {listed}.\n"
+
+
 def by_decay(rows: pd.DataFrame, unit: str = "raw") -> pd.DataFrame:
     """Test errors, seeds (index) x decays (columns); at each decay of the learning rate with the lowest mean.
 

@@ -236,7 +236,7 @@ def winner_runs(experiment: str, profile: str, dataset: str, grid: pd.DataFrame)
     """
     planned = {(r.algorithm, r.schedule, r.alpha, r.decay): r for r in grid_runs(experiment, profile, dataset)}
     chosen = []
-    for algorithm, schedule, part in _choices(experiment, profile, dataset):
+    for algorithm, schedule, part in choices(experiment, profile, dataset):
         if found := choose(grid, algorithm, schedule, part):
             name = algorithm if found[1] else without_decay(algorithm)
             chosen.append(planned[name, schedule, *found])
@@ -246,10 +246,10 @@ def winner_runs(experiment: str, profile: str, dataset: str, grid: pd.DataFrame)
 
 def chosen_count(experiment: str, profile: str) -> int:
     """How many runs `winner_runs` gives at most."""
-    return len(_choices(experiment, profile, "cifar10")) * PROFILES[profile].fresh_seeds
+    return len(choices(experiment, profile, "cifar10")) * PROFILES[profile].fresh_seeds
 
 
-def _choices(experiment: str, profile: str, dataset: str) -> list[tuple[str, str, str]]:
+def choices(experiment: str, profile: str, dataset: str) -> list[tuple[str, str, str]]:
     """(algorithm, schedule, part of the decays) of which the best cell is chosen."""
     if experiment not in CHOOSING:
         return []

@@ -190,11 +190,12 @@ def how_far(frame: pd.DataFrame, profile: str, numbers: pd.DataFrame) -> str:
     if math.isnan(loss):
         return ""
     error, lowest = evidence.fresh(rows, cell).mean(), everything["train_loss"].min()  # type: ignore[arg-type]
+    below = math.floor(100 * lowest) / 100  # no run ends lower than that
     theirs = numbers.query("metric == 'train_loss' and algorithm == 'AdamW'")["value"].iloc[0]
     text = (
         f"*How far training got.* With cosine annealing the best AdamW of profile `{profile}` ends with a training "
         f"loss of {loss:.2f} nats and a test error of {error:.0f} %, and no run of the profile ends with a lower loss "
-        f"than {lowest:.2f}. Guessing among ten classes gives {math.log(10):.2f}; the paper's long run of AdamW "
+        f"than {below:.2f}. Guessing among ten classes gives {math.log(10):.2f}; the paper's long run of AdamW "
         f"ends at {theirs:g}."
     )
     if lowest > FITTED:

@@ -86,11 +86,11 @@ def train_missing(
     First the grids, then their chosen cells with fresh seeds. ValueError if it would take more than `limit` hours,
     RuntimeError if runs failed; both in one line. What is finished is kept, and another call goes on from there.
     """
-    from decoupled import data, engine, sweep, workers
+    from decoupled import data, engine, outlook, sweep, workers
 
     if profile == "auto":
         profile = engine.default_profile()
-    device = "cpu" if profile in ("smoke", "cpu") else None
+    device = "cpu" if profile in ("smoke", "cpu") or engine.default_device() == "cpu" else None
     images = data.find(None, required=profile not in ("smoke", "cpu"))
     local = store.Store(folder)
     local.open_for_writing()
@@ -100,10 +100,10 @@ def train_missing(
         sweeper = sweep.Sweep(local, crew, device=device, data_folder=None)
         views = [
             view._replace(missing=_narrow(view.missing, algorithms))
-            for view in sweep.outlook(experiments, profile, images.source, local.frame())
+            for view in outlook.of(experiments, profile, images.source, local.frame())
         ]
         print(f"profile {profile}: {plan.PROFILES[profile].about}")
-        table, hours = sweep.estimate(views, sweeper)
+        table, hours = outlook.estimate(views, sweeper)
         print(table)
         if hours > limit:
             raise ValueError(f"this would take about {hours:,.0f} h; use `make reproduce PROFILE={profile}` for that")

@@ -1,4 +1,4 @@
-"""Carry a plan out: packs of missing runs on worker processes, with progress, retries, a time limit and an estimate.
+"""Carry a plan out: packs of missing runs on worker processes, with progress, retries and a time limit.
 
 Workers write their results into the store themselves, so a sweep that is killed loses only what was trained since the
 last checkpoint; its workers notice and end.
@@ -12,19 +12,16 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
-import pandas as pd
 from tqdm import tqdm
 
-from decoupled import plan
 from decoupled.runs import RunConfig
 from decoupled.store import LOCK, Store
 from decoupled.workers import Measured, Outcome, Workers, checkpoint_of, hung_log, measure, train
 
-CPU_PACK = 4  # runs of a pack on a CPU: nearly a third faster than one by one (benchmarks/README.md)
+CPU_PACK = 4  # runs of a pack on a CPU: a third less time per run than alone in small batches (benchmarks/README.md)
 TRIES = 3  # of a run whose worker died without getting further than the last time
 HANG_S, SLOW = 3600.0, 10  # a pack hangs if no epoch ends for so long, and for so many times what one should take
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # of a disk: whatever is trained now would be lost
@@ -46,20 +43,27 @@ def packs(
 ) -> list[list[RunConfig]]:
     """The runs in packs of at most `size` runs of one shape, in the order of their first run.
 
-    Packs are smaller, down to two runs, where some of the `workers` would have nothing to do otherwise.
-    begun: the keys of packs that have a checkpoint; where all their runs are asked for they come first, as they were.
+    Runs of one shape that would not occupy all `workers` are spread over them, two or more in a pack.
+    begun: the keys of packs that have a checkpoint; where all their runs are asked for they come first, as they were;
+    where only some are, these begin anew.
     """
     left = {run.key(): run for run in runs}
     out = [[left.pop(key) for key in keys] for keys in begun if left.keys() >= set(keys)]
-    counts = Counter(run.shape() for run in left.values())
+    sizes = {shape: _even(n, size, workers) for shape, n in Counter(run.shape() for run in left.values()).items()}
     open_packs: dict[tuple[object, ...], list[RunConfig]] = {}
     for run in left.values():
         shape = run.shape()
-        if len(open_packs.get(shape, ())) in (0, min(size, max(2, -(-counts[shape] // workers)))):
+        if len(open_packs.get(shape, ())) in (0, sizes[shape]):
             out.append([])
             open_packs[shape] = out[-1]
         open_packs[shape].append(run)
     return out
+
+
+def _even(count: int, size: int, workers: int) -> int:
+    """The size of packs of `count` runs, such that the last one is not much smaller."""
+    most = min(size, max(2, -(-count // workers)))
+    return -(-count // -(-count // most))
 
 
 def work(runs: Sequence[RunConfig]) -> int:
@@ -145,7 +149,11 @@ class Sweep:
         for run in runs:
             spent, images = self.seen.get(size(run), (0.0, 0))
             total += work([run]) * (spent / images if images else self.measure(run).seconds_per_image)
-        return total
+        return total * self._copies(runs)
+
+    def _copies(self, runs: Sequence[RunConfig]) -> int:
+        """How many of each run are trained: two on a CPU where it stands alone in a pack, see engine.FEWEST."""
+        return 2 if self.device == "cpu" and min(len(runs), self.pack_size) == 1 else 1
 
     def carry_out(self, runs: Sequence[RunConfig]) -> Report:
         """Train every run that the store does not hold, in the given order, and store it.
@@ -227,7 +235,7 @@ class Sweep:
             return []
         report.trained += len(pack)
         spent, images = self.seen.get(size(pack[0]), (0.0, 0))
-        self.seen[size(pack[0])] = spent + outcome.seconds, images + work(pack)
+        self.seen[size(pack[0])] = spent + outcome.seconds, images + work(pack) * self._copies(pack)
         bar.update(work(pack))
         return []
 
@@ -250,9 +258,8 @@ class Sweep:
 
     def _room(self, pack: list[RunConfig]) -> int:
         """How many of these runs may stand in one pack, as far as is known."""
-        if len(pack) == 1:
-            return 1
-        return self.store.pack_limits().get(_what(self.measure(pack[0]).device, pack[0]), len(pack))
+        limits = self.store.pack_limits() if len(pack) > 1 else {}
+        return limits.get(_what(self.measure(pack[0]).device, pack[0]), len(pack)) if limits else len(pack)
 
     def _fits(self, pack: list[RunConfig]) -> bool:
         if self.deadline is None or self.limit is None:
@@ -316,85 +323,3 @@ def failed(store: Store) -> dict[str, str]:
                 key, reason = json.loads(line)
                 why[str(key)] = str(reason)
     return {key: reason for key, reason in why.items() if key not in have}
-
-
-# --- how far a plan is, and what is still to come ---------------------------------------------------------------------
-
-
-class Outlook(NamedTuple):
-    """How far one experiment is."""
-
-    experiment: str
-    done: int
-    planned: int  # the chosen cells are known, and counted, when the grid is done
-    missing: list[RunConfig]  # without what an experiment before it trains; with stand-ins for chosen cells
-
-
-def with_keys(keys: Sequence[str], profile: str, dataset: str) -> list[RunConfig]:
-    """The runs of a profile that have these keys, repeats with other seeds included; ValueError names unknown keys."""
-    planned = [run for name in plan.EXPERIMENTS for run in plan.grid_runs(name, profile, dataset)]
-    seeds = range(plan.PROFILES[profile].fresh_seeds + 1)
-    repeats = (replace(run, seed=seed) for run in planned for seed in seeds)
-    known = {run.key(): run for run in (*planned, *repeats)}
-    if unknown := [key for key in keys if key not in known]:
-        raise ValueError(f"profile {profile} has no run with {dataset} images and key {', '.join(unknown)}")
-    return [known[key] for key in dict.fromkeys(keys)]
-
-
-def outlook(
-    experiments: Sequence[str], profile: str, dataset: str, frame: pd.DataFrame, keys: Sequence[str] = ()
-) -> list[Outlook]:
-    """How far the experiments, or only the runs with these keys, are, given the rows of the finished runs."""
-    have, out = set(frame["key"]), []
-    if keys:
-        runs = {run.key(): run for run in with_keys(keys, profile, dataset)}
-        missing = [run for key, run in runs.items() if key not in have]
-        return [Outlook("keys", len(runs) - len(missing), len(runs), missing)]
-    counted = set(have)
-    for name in experiments:
-        runs = {run.key(): run for run in plan.grid_runs(name, profile, dataset)}
-        unknown: list[RunConfig] = []
-        if have.issuperset(runs):
-            chosen = plan.winner_runs(name, profile, dataset, frame[frame["key"].isin(runs.keys())])
-            runs |= {run.key(): run for run in chosen}
-        else:
-            unknown = [max(runs.values(), key=lambda run: work([run]))] * plan.chosen_count(name, profile)
-        missing = [run for key, run in runs.items() if key not in counted]
-        counted |= runs.keys()
-        out.append(Outlook(name, len(have & runs.keys()), len(runs), missing + unknown))
-    return out
-
-
-def estimate(outlooks: Sequence[Outlook], sweep: Sweep) -> tuple[str, float]:
-    """A table of what is still missing, and its hours; both at most, as chosen cells of a grid may coincide."""
-    missing = [run for view in outlooks for run in view.missing]
-    costs = {key: _costs(run) for key, run in {size(run): run for run in missing}.items()}
-    workers, per_result = sweep.workers.count, sweep.store.bytes_per_result()
-    checkpoints = workers * sweep.pack_size * max((weights for _, weights in costs.values()), default=0.0)
-    form = "{:15} {:>9} {:>8} {:>8} {:>8} {:>10} {:>10}".format
-    lines = [form("experiment", "done", "missing", "epochs", "FLOP", "hours", "disk, MB")]
-
-    def add(name: str, done: int, planned: int, runs: Sequence[RunConfig], more_bytes: float) -> float:
-        hours = sweep.seconds(runs) / workers / 3600
-        flop = sum(work([run]) * costs[size(run)][0] for run in runs)
-        disk = (len(runs) * per_result + more_bytes) / 1e6
-        epochs = sum(run.epochs for run in runs)
-        lines.append(form(name, f"{done}/{planned}", len(runs), epochs, f"{flop:.1e}", f"{hours:,.2f}", f"{disk:,.1f}"))
-        return hours
-
-    for view in outlooks:
-        add(view.experiment, view.done, view.planned, view.missing, 0.0)
-    done, planned = sum(view.done for view in outlooks), sum(view.planned for view in outlooks)
-    hours = add("total", done, planned, missing, checkpoints)
-    if missing:
-        device = sweep.measure(missing[0]).device
-        lines.append(f"at most, with {workers} worker(s) on {device}; in the total on disk, checkpoints while it runs")
-    return "\n".join(lines), hours
-
-
-def _costs(run: RunConfig) -> tuple[float, float]:
-    """FLOP of a training step per image, and bytes of a checkpoint per run: weights and at most two buffers."""
-    from decoupled import engine, models
-
-    weights = models.parameter_count(run.network, run.width)
-    return engine.step_flops(run), 3.0 * weights * (8 if run.precision == "float64" else 4)
