@@ -35,7 +35,8 @@ MAY_IMPORT = {
     "store": {"runs", "plan"},
     "workers": {"runs", "store", "engine", "data"},
     "cluster": {"workers"},
-    "sweep": {"runs", "plan", "store", "workers", "engine", "models"},
+    "sweep": {"runs", "store", "workers"},
+    "outlook": {"runs", "plan", "sweep", "engine", "models"},
     "inference": set(),
     "evidence": {"runs", "plan", "inference"},
     "measures": {"inference", "evidence"},
@@ -49,20 +50,20 @@ MAY_IMPORT = {
     "chapters": {"runs", "plan", "store", "inference", "evidence", "measures", "report", "figures", "curves"},
     "advice": {"runs", "plan", "chapters"},
     "sgdr": {"evidence", "report", "curves", "chapters"},
-    "session": {"runs", "plan", "store", "data", "engine", "workers", "sweep"},
+    "session": {"runs", "plan", "store", "data", "engine", "workers", "sweep", "outlook"},
     "explore": {"runs", "plan", "store", "inference", "evidence", "report", "figures", "chapters"},
     "publish": {"store", "report", "verdicts", "explore"},
     "site": set(),
     "pdf": {"site"},
     "__main__": {
-        "runs", "plan", "store", "engine", "data", "workers", "cluster", "sweep", "claims", "report", "publish",
-        "units", "site", "pdf",
+        "runs", "plan", "store", "engine", "data", "workers", "cluster", "sweep", "outlook", "claims", "report",
+        "publish", "units", "site", "pdf",
     },
     "__init__": {"optim"},
 }  # fmt: skip
 TORCH_FREE = (
     "schedules", "plan", "store", "claims", "report", "verdicts", "figures", "curves", "chapters", "advice", "sgdr",
-    "session", "publish", "proofs", "units", "site", "pdf", "explore",
+    "session", "publish", "proofs", "units", "site", "pdf", "explore", "outlook",
 )  # fmt: skip
 
 

@@ -108,7 +108,7 @@ def focused(page):
 
 def number(x):
     """As the page writes a learning rate or a decay."""
-    return f"{x:g}" if x == 0 or x >= 0.001 else re.sub(r"e-0?", "e-", f"{float(f'{x:.3g}'):e}").replace(".000000", "")
+    return f"{x:g}" if x == 0 or x >= 0.001 else re.sub(r"\.?0*e-0?", "e-", f"{x:.2e}")
 
 
 @pytest.mark.parametrize("width", [390, 1366])

@@ -167,7 +167,9 @@ def test_what_cannot_be_written_to_is_one_line(server, tmp_path):
 
 
 KILLED = """
+import signal
 from decoupled import data
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background has it ignored
 data.fetch({folder!r}, [{address!r}], budget_s=60, connect_s=60)
 """
 

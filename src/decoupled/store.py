@@ -292,8 +292,8 @@ def commit() -> str:
     here = Path(__file__).parent
 
     def git(*words: str) -> str:
-        words = "git", "--no-optional-locks", *words  # killed in the middle, it must leave no lock behind
-        return subprocess.run(words, cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+        words = ("--no-optional-locks", *words)  # killed in the middle, it must leave no lock behind
+        return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
         return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--", ".") else "")
