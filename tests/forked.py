@@ -49,15 +49,16 @@ def fork(function, *args):
 
 
 def members(session):
-    """Ids of the living processes of a session."""
-    found = []
+    """Living processes of a session: parent and command line by id."""
+    found = {}
     for entry in Path("/proc").glob("[0-9]*"):
         try:
-            state, _, _, its = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
+            state, parent, _, its = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
+            line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
         except OSError:  # it has ended meanwhile
             continue
         if int(its) == session and state not in "ZX":
-            found.append(int(entry.name))
+            found[int(entry.name)] = int(parent), line
     return found
 
 

@@ -16,6 +16,7 @@ import pytest
 pytest.importorskip("parsl")
 
 import odd_workers
+from forked import members
 from parsl.launchers import SimpleLauncher
 from parsl.providers import LocalProvider, SlurmProvider
 from plain_loop import make_images
@@ -55,20 +56,6 @@ def write(folder, options="max_workers_per_node=2", provider=""):
     file = folder / "config.py"
     file.write_text(CONFIG.format(options=options, provider=provider))
     return file
-
-
-def members(session):
-    """Living processes of a session: parent and command line by id."""
-    found = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            state, parent, _, its = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
-            line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-        except OSError:  # it has ended meanwhile
-            continue
-        if int(its) == session and state not in "ZX":
-            found[int(entry.name)] = int(parent), line
-    return found
 
 
 def trainers_of(folder):
